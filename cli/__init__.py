@@ -1,0 +1,1 @@
+"""The `sdflow` command: one small file a noun. Importing it opens nothing and loads no heavy library."""

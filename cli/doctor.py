@@ -1,0 +1,199 @@
+"""`sdflow doctor`: is everything in place, and are the records whole?"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.output import progress, result, state, table
+
+if TYPE_CHECKING:
+    from sdflow_core.records.store import Store
+
+__all__ = ["register"]
+
+FREE_BYTES = 2 * 10**9  # a demo needs about a tenth of it
+_ENTRY = re.compile(r"(?P<root>.+)/\d{10}\.json")
+_PREFECT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    todo: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    context: typer.Context,
+    deep: Annotated[bool, typer.Option("--deep", help="Also read every shard of every table.")] = False,
+) -> None:
+    """Check versions, store, disk, models, licences, journals and Prefect; exit code 2 if any is wrong."""
+    now = state(context)
+    store = now.store()
+    looks: list[Callable[[Store], Iterator[Check]]] = [
+        _versions, _writable, _disk, _models, _licences, _journals, _prefect,
+    ]  # fmt: skip
+    if deep:
+        looks.append(_shards)
+    checks: list[Check] = []
+    with progress(now, "checking", len(looks), unit="checks") as bar:
+        for look in looks:
+            checks += _safely(look, store)
+            bar.advance()
+    good = all(check.ok for check in checks)
+
+    def text() -> None:
+        rows = [("ok" if c.ok else "WRONG", c.name, c.found, c.todo) for c in checks]
+        table(f"Store {store.uri}", ("", "what", "found", "what to do"), rows)
+        print("All is well." if good else "Something is wrong: see above.")
+
+    result(now, {"store": store.uri, "ok": good, "checks": [asdict(check) for check in checks]}, text)
+    if not good:
+        raise typer.Exit(2)
+
+
+def _safely(look: Callable[[Store], Iterator[Check]], store: Store) -> list[Check]:
+    """The checks of one look; a look that cannot be finished is a finding, and the others go on."""
+    from sdflow_core.records.errors import SDFlowError
+
+    found: list[Check] = []
+    name = look.__name__.strip("_")
+    try:
+        found.extend(look(store))
+    except SDFlowError as error:
+        found.append(Check(name, False, error.what, f"{error.where or ''} {error.todo or ''}".strip()))
+    except Exception as error:  # a doctor does not faint
+        found.append(Check(name, False, f"{type(error).__name__}: {error}"))
+    return found
+
+
+def _versions(store: Store) -> Iterator[Check]:
+    from sdflow_core.records.lineage import code_version, environment
+
+    found = {"sdflow": code_version(), **environment()}
+    ok = sys.version_info >= (3, 11)
+    yield Check("versions", ok, ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def _writable(store: Store) -> Iterator[Check]:
+    store.check_writable()
+    yield Check("store", True, f"can be written: {store.uri}")
+
+
+def _disk(store: Store) -> Iterator[Check]:
+    import shutil
+    from pathlib import Path
+
+    if "://" in store.uri:
+        yield Check("disk", True, "the store is remote")
+        return
+    folder = Path(store.uri)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    enough = free >= FREE_BYTES
+    yield Check("disk", enough, f"{free / 1e9:.1f} GB free", "" if enough else "free 2 GB")
+
+
+def _models(store: Store) -> Iterator[Check]:
+    from sdflow_core.weights.model_store import Bundles, ModelStore
+
+    models = ModelStore(store)
+    cards = models.list()
+    for card in cards:
+        models.weights(str(card["digest"]))
+    yield Check("models", True, f"{len(cards)} model files, all as their digests say")
+    current = Bundles(store).current()
+    if current is None:
+        yield Check("bundle", True, "none in force", "`sdflow models promote embedded --by NAME`")
+        return
+    digests = {card["digest"] for card in cards}
+    fields = current.model_dump(mode="json")
+    named = {k: v for k, v in fields.items() if isinstance(v, str)}
+    missing = [kind for kind, digest in named.items() if digest not in digests]
+    todo = "add these models again, or `sdflow models rollback`" if missing else ""
+    found = f"{current.digest[:12]}, missing: {', '.join(missing) or 'nothing'}"
+    yield Check("bundle", not missing, found, todo)
+
+
+def _licences(store: Store) -> Iterator[Check]:
+    from sdflow_core.weights.model_store import Licences, ModelStore
+
+    licences = Licences(store)
+    needed = sorted({str(card["licence_id"]) for card in ModelStore(store).list() if card.get("licence_id")})
+    for licence in needed:
+        accepted = licences.accepted(licence)
+        # Not accepted is a state, not a fault: the models are refused when they are used.
+        todo = "" if accepted else f"`sdflow models accept-licence {licence} --by NAME`"
+        yield Check("licence", True, f"{licence}: {'accepted' if accepted else 'NOT accepted'}", todo)
+
+
+def _journals(store: Store) -> Iterator[Check]:
+    from sdflow_core.records.errors import SDFlowError
+    from sdflow_core.records.journal import Journal
+
+    roots: dict[str, None] = {}
+    for key in store.list():
+        match = _ENTRY.fullmatch(key)
+        if match:
+            roots[match["root"]] = None
+    entries, broken = 0, 0
+    for root in roots:
+        try:
+            entries += Journal(store, root).verify()
+        except SDFlowError as error:
+            broken += 1
+            yield Check(f"journal {root}", False, error.what, f"{error.where or ''}: {error.todo or ''}")
+    found = f"{len(roots)} journals, {entries} entries verified, {broken} broken"
+    yield Check("journals", broken == 0, found)
+
+
+def _shards(store: Store) -> Iterator[Check]:
+    from sdflow_core.records.journal import Journal
+    from sdflow_core.records.lookup import datasets
+    from sdflow_core.records.tables import Table
+
+    count = 0
+    for dataset in datasets(store):
+        entries = list(Journal(store, f"private/datasets/{dataset}/journal").entries())
+        for name in sorted({str(entry.payload["table"]) for entry in entries if entry.kind == "rows"}):
+            count += Table(store, dataset, name).verify()
+    yield Check("shards", True, f"{count} shards, all as their journal entries say")
+
+
+def _prefect(store: Store) -> Iterator[Check]:
+    import subprocess
+
+    # In a process of its own: Prefect reads settings and configures logging when it is imported.
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "import prefect, prefect.server; print(prefect.__version__)"],
+            capture_output=True,
+            text=True,
+            timeout=_PREFECT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield Check(
+            "prefect", False, f"no answer in {_PREFECT_SECONDS} s", "try again when the machine is idle"
+        )
+        return
+    if done.returncode == 0:
+        yield Check("prefect", True, f"{done.stdout.strip()} with its server")
+        return
+    last = (done.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
+    yield Check("prefect", False, last, "pip install -c constraints.txt sdflow-pipeline")

@@ -1,0 +1,120 @@
+"""A Prefect server for the time of one command, when none is configured. Quiet: everything it says goes to a file.
+
+The server that Prefect embeds by itself is stopped before it has written its last states; our own is given time to drain.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdflow_core.records.errors import SDFlowError
+
+_START_SECONDS, _DRAIN_SECONDS, _STOP_SECONDS = 180.0, 2.0, 20.0
+_LOGGING = """version: 1
+disable_existing_loggers: false
+formatters: {plain: {format: "%(asctime)s %(levelname)s %(name)s %(message)s"}}
+handlers: {file: {class: logging.FileHandler, formatter: plain, filename: "PATH"}}
+root: {level: WARNING, handlers: [file]}
+loggers:
+  prefect: {level: WARNING, handlers: [file], propagate: false}
+"""
+
+
+def state_folder(store_uri: str) -> Path:
+    """Where the server's database and logs lie: beside a local store, else in the working directory."""
+    if "://" in store_uri and not store_uri.startswith("file://"):
+        return Path(".sdflow").absolute()
+    return Path(store_uri.removeprefix("file://")).expanduser().absolute() / "state"
+
+
+@contextmanager
+def prefect_server(store_uri: str) -> Iterator[str]:
+    """Use the configured server (`PREFECT_API_URL`), or run one while the block lasts.
+
+    Yields:
+        Its API address.
+
+    Raises:
+        SDFlowError: It did not come up; names the log file.
+    """
+    folder = state_folder(store_uri)
+    home = folder / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "profiles.toml").touch()
+    logging_file = home / "logging.yml"
+    logging_file.write_text(_LOGGING.replace("PATH", str(home / "client.log")))
+    quiet = {
+        "PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml"), "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_SETTINGS_PATH": str(logging_file), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false", "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    }  # fmt: skip
+    configured = os.environ.get("PREFECT_API_URL")
+    if configured:
+        os.environ.update({k: v for k, v in quiet.items() if k not in os.environ})
+        yield configured
+        return
+    os.environ.update(quiet)
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    log = home / "server.log"
+    with log.open("ab") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
+            env={**os.environ, "PREFECT_SERVER_UI_ENABLED": "false", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"},
+        )  # fmt: skip
+    try:
+        _wait(server, url, log)
+        os.environ["PREFECT_API_URL"] = url
+        yield url
+        time.sleep(_DRAIN_SECONDS)  # the last task states are still on their way
+    finally:
+        os.environ.pop("PREFECT_API_URL", None)
+        _stop(server)
+
+
+def _end_with_parent() -> None:
+    # a killed command must leave no server behind (Linux; elsewhere the server is stopped by the orderly end only)
+    if sys.platform == "linux":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise SDFlowError("the Prefect server did not start", where=log, todo="read that file; is the disk full, or another Prefect installed?")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()

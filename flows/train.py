@@ -1,0 +1,24 @@
+"""Latents + labels + samples of the prior -> an editor, promoted into the bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from tasks.reports import report, trained
+from tasks.story import QUIET, story
+from tasks.train import promote_editor, train_editor_step, training_config
+
+
+@flow(name="train", **QUIET)
+def train(
+    dataset: str, config: dict[str, Any] | None = None, store: str = "", parent: str = "", by: str = "train"
+) -> dict[str, Any]:
+    """Train flow and semantic encoder together; a killed training goes on where it stopped."""
+    with story("train", dataset, store, parent) as job:
+        editor = train_editor_step(job, training_config(config))
+        bundle = promote_editor(job, editor, by)
+        facts = trained(job, editor, bundle)
+        report(job, "Training", facts)
+    return facts

@@ -1,0 +1,150 @@
+"""Image -> attribute scores. Two designs on purpose: `Labeller` serves the product, `JudgeNetwork` only judges it.
+
+A figure that the labeller gives about an edit that was steered by the labeller proves little; the judge has another architecture
+and was trained on other people.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdflow_core.faces.checkpoint import NetworkConfig
+from sdflow_core.records.errors import ContractError
+
+
+class LabellerConfig(NetworkConfig):
+    """Attributes in output order, and the size of the network."""
+
+    attributes: tuple[str, ...]
+    resolution: int = 64
+    channels: tuple[int, ...] = (24, 48, 96, 160)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm; halves the resolution when `stride` is 2."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(cin, cout, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(cout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(cout)
+        self.skip = nn.Conv2d(cin, cout, 1, bias=False)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, Cin, H, W] -> [B, Cout, H/stride, W/stride]."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.skip(F.avg_pool2d(x, self.stride) if self.stride > 1 else x))
+
+
+class AttributeNetwork(nn.Module):
+    """What labeller and judge share: input check, scores as sigmoid of logits."""
+
+    config: LabellerConfig
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return self.config.attributes
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps from fine to coarse; the last is what the head reads."""
+        raise NotImplementedError
+
+    def head_of(self, features: Tensor) -> Tensor:
+        """Coarsest feature map [B, C, h, w] -> logits [B, A]."""
+        raise NotImplementedError
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] RGB in [-1, 1] -> logits [B, A].
+
+        Raises:
+            ContractError: Another shape than the configured resolution.
+        """
+        size = self.config.resolution
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ContractError("labeller input", expected=f"[B, 3, {size}, {size}]", found=list(images.shape))
+        return self.head_of(self.features(images)[-1])
+
+    def scores(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] RGB in [-1, 1] -> probabilities [B, A] in [0, 1]."""
+        return torch.sigmoid(self.logits(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Alias of `scores`."""
+        return self.scores(images)
+
+
+class Labeller(AttributeNetwork):
+    """A small residual network with global average pooling."""
+
+    kind = "labeller"
+    Config = LabellerConfig
+
+    def __init__(self, config: LabellerConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.channels
+        self.stem = nn.Conv2d(3, c[0], 3, padding=1, stride=2)
+        self.blocks = nn.ModuleList()
+        for i, width in enumerate(c):
+            self.blocks.append(ResidualBlock(c[max(i - 1, 0)], width, 1 if i == 0 else 2))
+        self.head = nn.Linear(c[-1], len(config.attributes))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> one map a block, [B, C_i, H/2^(i+1), W/2^(i+1)]."""
+        x, out = F.relu(self.stem(images)), []
+        for block in self.blocks:
+            x = block(x)
+            out.append(x)
+        return out
+
+    def head_of(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, A]."""
+        return self.head(features.mean(dim=(2, 3)))
+
+
+class JudgeNetwork(AttributeNetwork):
+    """A plain stack of wide-kernel separable convolutions with group norm and a spatial head: nothing shared with `Labeller`."""
+
+    kind = "judge"
+    Config = LabellerConfig
+
+    def __init__(self, config: LabellerConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.channels
+        layers: list[nn.Module] = [nn.Conv2d(3, c[0], 4, stride=4)]
+        for a, b in zip((c[0], *c[:-1]), c, strict=True):
+            layers += [_Separable(a, a), _Separable(a, b)]
+            if b != c[0]:
+                layers.append(nn.MaxPool2d(2))
+        self.trunk = nn.Sequential(*layers)
+        side = config.resolution // 4 // 2 ** (len(c) - 1)
+        self.reduce = nn.Linear(c[-1] * side * side, 128)
+        self.head = nn.Linear(128, len(config.attributes))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> [the last map]."""
+        return [self.trunk(images)]
+
+    def head_of(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, A]; positions are kept apart, unlike in the labeller."""
+        return self.head(F.dropout(F.gelu(self.reduce(features.flatten(1))), 0.3, self.training))
+
+
+class _Separable(nn.Module):
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.depth = nn.Conv2d(cin, cin, 5, padding=2, groups=cin)
+        self.norm = nn.GroupNorm(4, cin)
+        self.expand = nn.Conv2d(cin, 2 * cout, 1)
+        self.project = nn.Conv2d(2 * cout, cout, 1)
+        self.same = cin == cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(F.gelu(self.expand(self.norm(self.depth(x)))))
+        return x + y if self.same else y

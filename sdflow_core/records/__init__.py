@@ -1,0 +1,1 @@
+"""What must not be lost: store, keys, journal, tables, lineage, consent, errors and configuration."""

@@ -1,0 +1,212 @@
+"""Lineage: one immutable object an event, in OpenLineage's vocabulary, exportable as it lies.
+
+Events name runs, jobs, datasets and digests. They hold no secrets, no personal data and no names of private
+files.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from .errors import ContractError, CorruptError, NotFoundError
+from .keys import canonical_json, sha256_hex
+from .objects import Store
+
+__all__ = ["EventType", "Lineage", "code_version", "environment", "load_recipe", "save_recipe"]
+
+EventType = Literal["START", "COMPLETE", "FAIL", "ABORT", "REUSED"]
+_TYPES = ("START", "COMPLETE", "FAIL", "ABORT", "REUSED")
+_NAMESPACE = "sdflow"
+_DISTRIBUTION = "sdflow-pipeline"
+_PRODUCER = f"urn:{_DISTRIBUTION}"
+# s3://key:secret@host/... : credentials in an address must not reach a record.
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+class Lineage:
+    """Events under `lineage/<run>/` of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def emit(
+        self,
+        event_type: EventType,
+        *,
+        run: str,
+        job: str,
+        parent: str | None,
+        inputs: list[dict[str, Any]],
+        outputs: list[dict[str, Any]],
+        recipe: str | None,
+        bundle: str | None,
+        config: dict[str, Any] | None,
+        error: str | None = None,
+    ) -> str:
+        """Writes one event.
+
+        Args:
+            event_type: What happened; REUSED says that the records already held everything.
+            run: Id of the run.
+            job: Name of the step or flow.
+            parent: Id of the run that started this one.
+            inputs: Datasets read, e.g. `{"name": ..., "digest": ...}`.
+            outputs: Datasets written.
+            recipe: How it computes; see `keys.recipe`.
+            bundle: Digest of the models' bundle.
+            config: What was asked.
+            error: For FAIL and ABORT, in words.
+
+        Returns:
+            The event's key.
+
+        Raises:
+            ContractError: An unknown type, an unusable run id, or values that are no JSON.
+        """
+        if event_type not in _TYPES:
+            raise ContractError("unknown type of event", expected=_TYPES, found=event_type)
+        if not run or "/" in run or run in (".", ".."):
+            raise ContractError("a run id must be one part of a key", found=repr(run))
+        run_facets: dict[str, Any] = {
+            "sdflow": {
+                "recipe": recipe,
+                "bundle": bundle,
+                "config": config,
+                "codeVersion": code_version(),
+                "environment": environment(),
+            }
+        }
+        if parent is not None:
+            run_facets["parent"] = {
+                "run": {"runId": parent},
+                "job": {"namespace": _NAMESPACE, "name": "flow"},
+            }
+        if error is not None:
+            run_facets["errorMessage"] = {"message": error, "programmingLanguage": "python"}
+        event = {
+            "eventType": event_type,
+            "eventTime": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "run": {"runId": run, "facets": run_facets},
+            "job": {"namespace": _NAMESPACE, "name": job},
+            "inputs": [{"namespace": _NAMESPACE, **item} for item in inputs],
+            "outputs": [{"namespace": _NAMESPACE, **item} for item in outputs],
+            "producer": _PRODUCER,
+        }
+        # Nanoseconds, zero padded, sort as text in the order of time; the random part keeps two at once
+        # apart.
+        key = f"lineage/{run}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}-{event_type}.json"
+        self.store.create(key, canonical_json(_clean(event)))
+        return key
+
+    def events(self, run: str | None = None) -> Iterator[dict[str, Any]]:
+        """Events of one run in order of time; without a run all, run by run."""
+        for key in self.store.list(f"lineage/{run}/" if run else "lineage/"):
+            try:
+                yield cast(dict[str, Any], json.loads(self.store.read(key)))
+            except ValueError as error:
+                where = self.store.url(key)
+                raise CorruptError(
+                    "a lineage event cannot be read", where=where, todo="restore it"
+                ) from error
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return _USERINFO.sub("", value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value).items()
+        return {key: _clean(item) for key, item in items}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in cast("list[Any]", value)]
+    return value
+
+
+@cache
+def code_version() -> str:
+    """Version of the package, with the git commit where the code lies in a clone: `0.1.0+g1a2b3c4d5e6f`."""
+    try:
+        version = importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        from sdflow_core import __version__ as version
+    commit = _commit()
+    return f"{version}+g{commit}" if commit else version
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None  # installed from a wheel: an outer repository is not ours
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+@cache
+def _environment() -> tuple[tuple[str, str], ...]:
+    found = {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()}-{platform.machine()}",
+        "cpus": str(os.cpu_count() or 0),
+    }
+    for name in ("torch", "numpy", "pyarrow", "pillow", "prefect"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tuple(found.items())
+
+
+def environment() -> dict[str, str]:
+    """Versions that results may depend on; nothing is imported to find them, no host name is told."""
+    return dict(_environment())
+
+
+def save_recipe(store: Store, document: dict[str, Any]) -> str:
+    """Keeps what a recipe is the hash of, under `recipes/<recipe>.json`.
+
+    Returns:
+        The recipe.
+    """
+    data = canonical_json(document)
+    recipe = sha256_hex(data)
+    store.create(f"recipes/{recipe}.json", data)
+    return recipe
+
+
+def load_recipe(store: Store, recipe: str) -> dict[str, Any]:
+    """What was saved by `save_recipe`.
+
+    Raises:
+        NotFoundError: No such recipe.
+        CorruptError: It is not what was saved.
+    """
+    key = f"recipes/{recipe}.json"
+    try:
+        data = store.read(key)
+    except NotFoundError as error:
+        raise NotFoundError("this recipe is not known here", found=recipe, where=store.url(key)) from error
+    if sha256_hex(data) != recipe:
+        raise CorruptError(
+            "a recipe was changed", where=store.url(key), todo="restore this file from a backup"
+        )
+    return cast(dict[str, Any], json.loads(data))

@@ -1,0 +1,322 @@
+"""Releases: approved edits leave, with their pixels checked once more and only metadata added.
+
+All pictures are checked before the first is written; files are written create-only, then one entry of the
+journal `releases` makes the release real. A killed release is finished by doing it again; twice is once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import sdflow_core
+from sdflow_core.faces.pixels import pixel_digest, png_bytes, read_png, read_text
+
+from .decisions import Decision, EditRun, decisions_of, edit_rows, load_edit_run, read_output
+from .errors import ApprovalError, ContractError, CorruptError, NotFoundError, PolicyError
+from .journal import Entry, Journal
+from .keys import canonical_json, sha256_hex
+from .store import LocalStore, Store, open_store
+from .tables import Table
+
+__all__ = [
+    "EDIT_ID_KEYWORD",
+    "Release",
+    "ReleasedOutput",
+    "canonical_digest",
+    "locate",
+    "release",
+    "releases",
+]
+
+EDIT_ID_KEYWORD = "sdflow:edit_id"
+_SOURCE_TYPE_KEYWORD = "DigitalSourceType"
+_SOURCE_TYPE = "compositeWithTrainedAlgorithmicMedia"
+_SOURCE_TYPE_URI = f"http://cv.iptc.org/newscodes/digitalsourcetype/{_SOURCE_TYPE}"
+_XMP_KEYWORD = "XML:com.adobe.xmp"
+_XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    f'Iptc4xmpExt:DigitalSourceType="{_SOURCE_TYPE_URI}"/></rdf:RDF></x:xmpmeta>'
+)
+_STORE = "store:"
+_JOURNAL = "releases"
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class ReleasedOutput:
+    """One picture that left. `decision` is the sha256 of the journal entry that approved it."""
+
+    edit_id: str
+    pixel_sha256: str
+    file_sha256: str
+    uri: str
+    decision: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release.
+
+    Attributes:
+        release_id: The same approved set released to the same target has the same id.
+        edit_run: What was released from.
+        target: Where to; `store:<key>` inside the store itself.
+        outputs: What left.
+        time: When it was recorded.
+        run: Which run did it.
+        entry: SHA-256 of its journal entry.
+        new: False when it had been made before and nothing was recorded.
+        withheld: Edit id -> why it stayed, for approved edits and those that wait.
+    """
+
+    release_id: str
+    edit_run: str
+    target: str
+    outputs: tuple[ReleasedOutput, ...]
+    time: str
+    run: str | None
+    entry: str
+    new: bool
+    withheld: dict[str, str]
+
+
+def release(store: Store, edit_run: str, target_uri: str, run: str, *, today: date | None = None) -> Release:
+    """Releases what is approved.
+
+    An edit leaves when its latest decision approves it, it waits (passed its gates), and the latest consent
+    of its source holds today and allows what was edited.
+
+    Args:
+        store: The store.
+        edit_run: Id of the edit run, or a unique beginning.
+        target_uri: A path, `store:<prefix>` or any fsspec address.
+        run: The run that releases.
+        today: The day that counts for consents; default: today in UTC.
+
+    Returns:
+        The release; `new` says whether anything was recorded.
+
+    Raises:
+        ApprovalError: Nothing is approved, or a picture is not the one that was approved; names the edit.
+        PolicyError: Edits are approved, but no consent allows them to leave.
+        ContractError: The target cannot be used or holds another file under a name that is needed.
+    """
+    edits = load_edit_run(store, edit_run)
+    target, shown = _target(store, target_uri)
+    chosen, rows, withheld = _choose(store, edits, today or datetime.now(UTC).date())
+    release_id = _release_id(edits.edit_run, shown, chosen)
+    for edit_id, decision in chosen.items():
+        read_output(store, rows[edit_id], decision.pixel_sha256)
+    earlier = _find(store, release_id)
+    outputs: list[ReleasedOutput] = []
+    for edit_id, decision in chosen.items():
+        image = read_output(store, rows[edit_id], decision.pixel_sha256)
+        name = f"{edit_id}.png"
+        file_sha256 = _write(
+            target, name, png_bytes(image, _metadata(edit_id)), edit_id, decision.pixel_sha256
+        )
+        uri = f"{shown.rstrip('/')}/{name}"
+        outputs.append(ReleasedOutput(edit_id, decision.pixel_sha256, file_sha256, uri, decision.entry))
+    if earlier is not None:
+        return _release(earlier, new=False, withheld=withheld)
+    payload = {
+        "release_id": release_id,
+        "edit_run": edits.edit_run,
+        "target": shown,
+        "outputs": [vars(output) for output in outputs],
+    }
+
+    def rebase(new: list[Entry], payload: dict[str, Any]) -> dict[str, Any] | None:
+        return None if any(entry.payload.get("release_id") == release_id for entry in new) else payload
+
+    entry = Journal(store, _JOURNAL).append("release", payload, run=run, rebase=rebase, after=0)
+    if entry is not None:
+        return _release(entry, new=True, withheld=withheld)
+    other = _find(store, release_id)
+    assert other is not None  # rebase saw it
+    return _release(other, new=False, withheld=withheld)
+
+
+def releases(store: Store) -> Iterator[Release]:
+    """All releases, oldest first."""
+    for entry in Journal(store, _JOURNAL).entries():
+        if entry.kind == "release":
+            yield _release(entry, new=False, withheld={})
+
+
+def canonical_digest(store: Store) -> str:
+    """What two stores are compared by: what was released where, without the times that decisions carry."""
+    said = sorted(
+        [item.release_id, item.edit_run, [[out.edit_id, out.pixel_sha256, out.uri] for out in item.outputs]]
+        for item in releases(store)
+    )
+    return sha256_hex(canonical_json(said))
+
+
+def locate(store: Store, uri: str) -> str:
+    """The address of a released picture as other programs know it."""
+    return store.url(uri.removeprefix(_STORE)) if uri.startswith(_STORE) else uri
+
+
+def _release(entry: Entry, *, new: bool, withheld: dict[str, str]) -> Release:
+    said = entry.payload
+    return Release(
+        release_id=said["release_id"],
+        edit_run=said["edit_run"],
+        target=said["target"],
+        outputs=tuple(ReleasedOutput(**output) for output in said["outputs"]),
+        time=entry.time,
+        run=entry.run,
+        entry=entry.sha256,
+        new=new,
+        withheld=withheld,
+    )
+
+
+def _find(store: Store, release_id: str) -> Entry | None:
+    entries = Journal(store, _JOURNAL).entries()
+    return next((entry for entry in entries if entry.payload.get("release_id") == release_id), None)
+
+
+def _release_id(edit_run: str, target: str, chosen: dict[str, Decision]) -> str:
+    said = [edit_run, target, sorted([key, decision.pixel_sha256] for key, decision in chosen.items())]
+    return sha256_hex(canonical_json(said))[:_DIGITS]
+
+
+def _metadata(edit_id: str) -> dict[str, str]:
+    return {
+        EDIT_ID_KEYWORD: edit_id,
+        _SOURCE_TYPE_KEYWORD: _SOURCE_TYPE,
+        "Software": f"SDFlow Pipeline {sdflow_core.__version__}",
+        _XMP_KEYWORD: _XMP,
+    }
+
+
+def _choose(
+    store: Store, edits: EditRun, today: date
+) -> tuple[dict[str, Decision], dict[str, dict[str, Any]], dict[str, str]]:
+    """What may leave, all rows, and why the rest stays."""
+    rows = edit_rows(store, edits)
+    decisions = decisions_of(store, edits.edit_run)
+    consents = _consents(store, edits.dataset)
+    chosen: dict[str, Decision] = {}
+    withheld: dict[str, str] = {}
+    approved = 0
+    for edit_id, row in rows.items():
+        decision = decisions.get(edit_id)
+        if row["status"] != "waiting":
+            if decision is not None and decision.approved:
+                withheld[edit_id] = f"{row['status']}: {row['reason']}"
+            continue
+        if decision is None:
+            withheld[edit_id] = "not decided"
+        elif not decision.approved:
+            withheld[edit_id] = "rejected"
+        else:
+            approved += 1
+            refusal = _refusal(consents.get(str(row["source_id"])), row, today)
+            if refusal:
+                withheld[edit_id] = refusal
+            else:
+                chosen[edit_id] = decision
+    if chosen:
+        return chosen, rows, withheld
+    if approved:
+        raise PolicyError(
+            "nothing may be released: no consent allows it",
+            found="; ".join(sorted(set(withheld.values()))),
+            where=f"edit run {edits.edit_run}",
+            todo="ingest with a renewed consent list, then edit and decide again",
+        )
+    raise ApprovalError(
+        "nothing is approved",
+        found=f"{len(rows)} edits, {len(decisions)} decisions",
+        where=f"edit run {edits.edit_run}",
+        todo=f"look at the contact sheet, then `sdflow decide {edits.edit_run} --approve all --by NAME`",
+    )
+
+
+def _consents(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
+    columns = ["source_id", "consent", "consent_attributes", "consent_expires"]
+    table = Table(store, dataset, "sources").read(columns=columns, latest_by="source_id")
+    return {str(row["source_id"]): row for row in cast("list[dict[str, Any]]", table.to_pylist())}
+
+
+def _refusal(consent: dict[str, Any] | None, row: dict[str, Any], today: date) -> str:
+    """Why consent does not let this edit leave; empty when it does."""
+    if consent is None or not consent["consent"]:
+        return "there is no consent for its source any more"
+    if consent["consent_expires"] and date.fromisoformat(str(consent["consent_expires"])) < today:
+        return f"consent ended on {consent['consent_expires']}"
+    allowed = {str(name) for name in consent["consent_attributes"] or ()}
+    edited = set(cast("dict[str, Any]", json.loads(str(row["request"]))))
+    beyond = sorted(edited - allowed)
+    if "*" not in allowed and beyond:
+        return f"consent does not allow to edit {', '.join(beyond)}"
+    return ""
+
+
+def _target(store: Store, uri: str) -> tuple[Store, str]:
+    """The target as a store, and how records name it: inside the store relative to it, as stores move."""
+    if not uri.strip():
+        raise ContractError("the release has no target", todo="pass --to PATH, store:PREFIX or an address")
+    if "@" in uri.partition("://")[2].partition("/")[0]:
+        raise ContractError("the target's address holds credentials", todo="pass them in the environment")
+    if uri.startswith(_STORE):
+        prefix = uri.removeprefix(_STORE).strip("/")
+        return _inside(store, prefix), f"{_STORE}{prefix}"
+    opened = open_store(uri)
+    if isinstance(opened, LocalStore):
+        path = Path(opened.uri).resolve()
+        if isinstance(store, LocalStore) and path.is_relative_to(store.root.resolve()):
+            prefix = path.relative_to(store.root.resolve()).as_posix()
+            return _inside(
+                store, "" if prefix == "." else prefix
+            ), f"{_STORE}{'' if prefix == '.' else prefix}"
+        if path.exists() and not path.is_dir():
+            raise ContractError("the target is a file", expected="a folder", where=path)
+        return open_store(str(path)), str(path)
+    if opened.uri.startswith(store.uri + "/"):
+        prefix = opened.uri.removeprefix(store.uri + "/")
+        return _inside(store, prefix), f"{_STORE}{prefix}"
+    return opened, opened.uri
+
+
+def _inside(store: Store, prefix: str) -> Store:
+    # The store's own folders must never receive pictures beside records.
+    if prefix.split("/")[0] in ("", "private", "decisions", "releases", "models", "recipes", "lineage"):
+        raise ContractError(
+            "the target is a folder of records",
+            found=f"store:{prefix}",
+            todo="use store:released/NAME or another place",
+        )
+    return open_store(store.url(prefix))
+
+
+def _write(target: Store, name: str, data: bytes, edit_id: str, pixel_sha256: str) -> str:
+    """Writes one file and returns its sha256. What an earlier release wrote is kept if it is the same."""
+    if target.create(name, data):
+        return sha256_hex(data)
+    there = target.read(name)
+    if there == data:
+        return sha256_hex(there)
+    try:
+        same = (
+            pixel_digest(read_png(there)) == pixel_sha256 and read_text(there).get(EDIT_ID_KEYWORD) == edit_id
+        )
+    except (CorruptError, NotFoundError):
+        same = False
+    if not same:
+        raise ContractError(
+            "the target holds another file under this name; it was not touched",
+            expected=f"edit {edit_id}",
+            where=target.url(name),
+            todo="release to another place, or move that file away",
+        )
+    return sha256_hex(there)

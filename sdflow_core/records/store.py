@@ -1,0 +1,15 @@
+"""The front door to bytes: `open_store` for what SDFlow keeps, `open_source` for what a customer gives."""
+
+from .objects import LocalStore, RemoteStore, Stat, Store, open_store
+from .sources import SourceFolder, SourceItem, open_source
+
+__all__ = [
+    "LocalStore",
+    "RemoteStore",
+    "SourceFolder",
+    "SourceItem",
+    "Stat",
+    "Store",
+    "open_source",
+    "open_store",
+]

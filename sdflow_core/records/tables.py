@@ -1,0 +1,349 @@
+"""Tables of rows under row keys: immutable Parquet shards, made real by one journal entry each.
+
+A shard without an entry does not exist for any reader, so a killed writer leaves nothing half-written. A row
+is *held* when it was committed with any status but `failed`: a permanent drop is held, a transient failure is
+not. Journal entries and shards never change, so each process parses them once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import pyarrow as pa
+
+from .config import DatasetRef
+from .errors import ContractError, CorruptError, NotFoundError
+from .journal import Entry, Journal
+from .keys import dataset_digest
+from .objects import Store
+from .shards import TODO, Shard, load_columns, shard_schema, wplus_column, wplus_numpy, write_shard
+
+__all__ = ["BASE_COLUMNS", "STATUSES", "Table", "base_schema", "wplus_column", "wplus_numpy"]
+
+STATUSES = ("kept", "dropped", "failed", "waiting", "gated")
+BASE_COLUMNS = ("row_key", "recipe", "status", "reason", "inputs", "run")
+
+
+def base_schema() -> pa.Schema:
+    """Columns that every table has."""
+    return pa.schema(
+        [
+            ("row_key", pa.string()),
+            ("recipe", pa.string()),
+            ("status", pa.string()),
+            ("reason", pa.string()),
+            ("inputs", pa.list_(pa.string())),
+            ("run", pa.string()),
+        ]
+    )
+
+
+class _Index:
+    """What this process knows of one table, grown entry by entry under the journal's lock."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.chain: list[str] = []
+        self.shards: list[Shard] = []
+        self.place: dict[str, tuple[int, int]] = {}
+        self.failed: set[str] = set()
+        self.recipes: dict[str, dict[str, None]] = {}
+        self.digests: dict[str | None, str] = {}
+
+    def held(self, recipe: str | None = None) -> set[str]:
+        if recipe is None:
+            return set(self.place) - self.failed
+        return set(self.recipes.get(recipe, ())) - self.failed
+
+
+_indexes: dict[tuple[str, str, str], _Index] = {}
+_indexes_lock = threading.Lock()
+
+
+class Table:
+    """One table of a dataset, under `private/datasets/<dataset>/<name>`.
+
+    All tables of a dataset share one journal. Columns of every table: see `BASE_COLUMNS`.
+    """
+
+    def __init__(self, store: Store, dataset: str, name: str) -> None:
+        if (
+            not dataset
+            or not name
+            or "/" in name
+            or any(part in ("", ".", "..") for part in dataset.split("/"))
+        ):
+            raise ContractError("a dataset or table has no usable name", found=f"{dataset!r}, {name!r}")
+        self.store = store
+        self.dataset = dataset
+        self.name = name
+        self.root = f"private/datasets/{dataset}/{name}"
+        self.journal = Journal(store, f"private/datasets/{dataset}/journal")
+        with _indexes_lock:
+            self._index = _indexes.setdefault((store.uri, dataset, name), _Index())
+
+    # -- writing
+
+    def commit(self, rows: pa.Table, *, run: str) -> DatasetRef:
+        """Adds rows; those whose row_key is already held are left out. Doing it twice is doing it once.
+
+        Args:
+            rows: All base columns (`run`, `reason` and `inputs` may be absent) and any others; one recipe.
+            run: The run that commits.
+
+        Returns:
+            The table's reference after the commit.
+
+        Raises:
+            ContractError: A base column is missing, an unknown status, a row_key twice, more than one recipe.
+        """
+        rows = _completed(rows, run)
+        with self.journal.lock:
+            index = self._refresh()
+            based = len(index.chain)
+            rows = _without(rows, index.held())
+        if rows.num_rows == 0:
+            return self.ref()
+        recipe = str(rows.column("recipe")[0].as_py())
+        payload = self._write(rows, recipe)
+
+        def rebase(new: list[Entry], payload: dict[str, Any]) -> dict[str, Any] | None:
+            nonlocal rows
+            left = _without(rows, self._refresh().held()) if any(map(self._is_mine, new)) else rows
+            if left.num_rows == rows.num_rows:
+                return payload
+            # Others committed some of these rows: this shard was never named by an entry, so nobody reads it.
+            self.store.delete(str(payload["shard"]))
+            rows = left
+            return self._write(left, recipe) if left.num_rows else None
+
+        self.journal.append("rows", payload, run=run, rebase=rebase, after=based)
+        return self.ref()
+
+    def _write(self, rows: pa.Table, recipe: str) -> dict[str, Any]:
+        """Writes one shard and says what its entry will hold."""
+        keys = cast("list[str]", rows.column("row_key").to_pylist())
+        key, sha256 = write_shard(self.store, f"{self.root}/shards", recipe, rows)
+        return {
+            "table": self.name,
+            "recipe": recipe,
+            "shard": key,
+            "rows": rows.num_rows,
+            "row_keys_digest": dataset_digest(keys),
+            "sha256": sha256,
+        }
+
+    # -- reading
+
+    def held(self, recipe: str | None = None) -> set[str]:
+        """Row keys that need not be computed again; of one recipe when given."""
+        with self.journal.lock:
+            return self._refresh().held(recipe)
+
+    def recipes(self) -> list[str]:
+        """Recipes of this table, in the order of their first commit."""
+        with self.journal.lock:
+            return list(self._refresh().recipes)
+
+    def ref(self, recipe: str | None = None) -> DatasetRef:
+        """Reference to what is held now; of one recipe when given."""
+        with self.journal.lock:
+            index = self._refresh()
+            held = index.held(recipe)
+            if recipe not in index.digests:
+                index.digests[recipe] = dataset_digest(held)
+            uri = self.store.url(self.root)
+            return DatasetRef(uri=uri, version=len(index.chain), digest=index.digests[recipe], rows=len(held))
+
+    def canonical_digest(self) -> str:
+        """What two runs are compared by: the digest of all held row keys."""
+        return self.ref().digest
+
+    def read(
+        self,
+        recipe: str | None = None,
+        columns: Sequence[str] | None = None,
+        statuses: Iterable[str] | None = None,
+        latest_by: str | None = None,
+    ) -> pa.Table:
+        """Rows in the order of their commits, each row_key once: a later one wins unless it is a failure.
+
+        Args:
+            recipe: Only rows of this recipe.
+            columns: Only these; default all.
+            statuses: Only rows with one of these; applied last.
+            latest_by: Keep only the row committed last for each value of this column.
+
+        Raises:
+            ContractError: No shard has such a column.
+            CorruptError: A shard is missing or was changed.
+        """
+        rows_of: dict[int, list[int]] = {}
+        with self.journal.lock:
+            index = self._refresh()
+            for key in index.place if recipe is None else index.recipes.get(recipe, ()):
+                shard, row = index.place[key]
+                rows_of.setdefault(shard, []).append(row)
+            order = [(index.shards[number], sorted(rows_of[number])) for number in sorted(rows_of)]
+        chosen = self._chosen(order, statuses, latest_by)
+        parts = [self._take(shard, rows, columns) for shard, rows in chosen if rows]
+        if not parts:
+            return self._empty(order, columns)
+        table = parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="default")
+        wanted = columns if columns is not None else table.column_names
+        absent = [name for name in wanted if name not in table.column_names]
+        if absent:
+            raise ContractError(
+                "a column is missing", expected=absent, found=table.column_names, where=self.root
+            )
+        return table.select(list(wanted))
+
+    def find(self, row_key: str) -> dict[str, Any] | None:
+        """One row with all its columns, or None."""
+        with self.journal.lock:
+            index = self._refresh()
+            if row_key not in index.place:
+                return None
+            number, row = index.place[row_key]
+            shard = index.shards[number]
+        found = cast("list[dict[str, Any]]", self._take(shard, [row], None).to_pylist())
+        return found[0]
+
+    def verify(self) -> int:
+        """Reads every shard again and compares it with the hash in its journal entry.
+
+        Returns:
+            How many shards there are.
+
+        Raises:
+            CorruptError: Names the first shard that is missing or changed, or the journal entry that is.
+        """
+        self.journal.verify()
+        mine = [entry for entry in self.journal.entries() if self._is_mine(entry)]
+        for entry in mine:
+            key = str(entry.payload["shard"])
+            try:
+                with self.store.open_input(key) as file:
+                    found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+            except NotFoundError as error:
+                raise CorruptError("a shard is missing", where=self.store.url(key), todo=TODO) from error
+            if found != entry.payload["sha256"]:
+                raise CorruptError("a shard was changed", where=self.store.url(key), todo=TODO)
+        return len(mine)
+
+    # -- inside
+
+    def _is_mine(self, entry: Entry) -> bool:
+        return entry.kind == "rows" and entry.payload.get("table") == self.name
+
+    def _refresh(self) -> _Index:
+        """Brings the index up to the journal; the caller holds the journal's lock while it uses the index."""
+        index = self._index
+        with self.journal.lock:
+            entries = list(self.journal.entries())
+            seen = len(index.chain)
+            if seen and (len(entries) < seen or entries[seen - 1].sha256 != index.chain[-1]):
+                index.clear()  # another history under the same address: the store was made anew
+            for entry in entries[len(index.chain) :]:
+                if self._is_mine(entry):
+                    self._add(index, entry)
+                index.chain.append(entry.sha256)
+            return index
+
+    def _add(self, index: _Index, entry: Entry) -> None:
+        payload = entry.payload
+        shard = Shard(str(payload["shard"]), str(payload["recipe"]), int(payload["rows"]))
+        part = load_columns(self.store, shard, ["row_key", "status"])
+        keys = cast("list[str]", part.column("row_key").to_pylist())
+        if len(keys) != shard.rows or dataset_digest(keys) != payload["row_keys_digest"]:
+            raise CorruptError(
+                "a shard does not hold the rows of its journal entry", where=shard.key, todo=TODO
+            )
+        index.shards.append(shard)
+        of_recipe = index.recipes.setdefault(shard.recipe, {})
+        for row, (key, status) in enumerate(zip(keys, part.column("status").to_pylist(), strict=True)):
+            if status == "failed" and key in index.place and key not in index.failed:
+                continue
+            if status == "failed":
+                index.failed.add(key)
+            else:
+                index.failed.discard(key)
+            index.place[key] = (len(index.shards) - 1, row)
+            of_recipe[key] = None
+        index.digests.clear()
+
+    def _chosen(
+        self, order: list[tuple[Shard, list[int]]], statuses: Iterable[str] | None, latest_by: str | None
+    ) -> list[tuple[Shard, list[int]]]:
+        """Filters rows by their latest value and status, reading only these two columns."""
+        wanted = None if statuses is None else set(statuses)
+        last: dict[object, tuple[int, int]] = {}
+        if latest_by is not None:
+            for number, (shard, rows) in enumerate(order):
+                part = load_columns(self.store, shard, [latest_by])
+                if latest_by not in part.column_names:
+                    raise ContractError("a column is missing", expected=latest_by, where=shard.key)
+                values = part.column(latest_by).to_pylist()
+                last.update((values[row], (number, row)) for row in rows)
+        latest = set(last.values())
+        result: list[tuple[Shard, list[int]]] = []
+        for number, (shard, rows) in enumerate(order):
+            kept = rows if latest_by is None else [row for row in rows if (number, row) in latest]
+            if wanted is not None:
+                status = load_columns(self.store, shard, ["status"]).column("status").to_pylist()
+                kept = [row for row in kept if status[row] in wanted]
+            result.append((shard, kept))
+        return result
+
+    def _take(self, shard: Shard, rows: list[int], columns: Sequence[str] | None) -> pa.Table:
+        whole = load_columns(self.store, shard, columns)
+        if len(rows) == shard.rows:
+            return whole
+        return whole.take(pa.array(rows, pa.int64()))
+
+    def _empty(self, order: list[tuple[Shard, list[int]]], columns: Sequence[str] | None) -> pa.Table:
+        schema = shard_schema(self.store, order[0][0]) if order else base_schema()
+        table = schema.empty_table()
+        if columns is None:
+            return table
+        return table.select([name for name in columns if name in table.column_names])
+
+
+def _completed(rows: pa.Table, run: str) -> pa.Table:
+    """The rows with all base columns in front, checked."""
+    columns: dict[str, Any] = {}
+    for item in base_schema():
+        if item.name == "run":
+            columns["run"] = pa.array([run] * rows.num_rows, pa.string())
+        elif item.name in rows.column_names:
+            columns[item.name] = rows.column(item.name).cast(item.type)
+        elif item.name == "reason":
+            columns["reason"] = pa.array([""] * rows.num_rows, pa.string())
+        elif item.name == "inputs":
+            columns["inputs"] = pa.array([[] for _ in range(rows.num_rows)], item.type)
+        else:
+            raise ContractError("a base column is missing", expected=BASE_COLUMNS, found=rows.column_names)
+    keys = columns["row_key"].to_pylist()
+    if len(set(keys)) != len(keys) or None in keys:
+        raise ContractError("a row_key is missing or given twice in one commit", expected="each once")
+    recipes = set(columns["recipe"].to_pylist())
+    if len(recipes) > 1 or None in recipes:
+        raise ContractError("a commit holds one recipe", found=sorted(map(str, recipes)))
+    unknown = set(columns["status"].to_pylist()) - set(STATUSES)
+    if unknown:
+        raise ContractError("unknown status", expected=STATUSES, found=sorted(map(str, unknown)))
+    for name in rows.column_names:
+        if name not in columns:
+            columns[name] = rows.column(name)
+    return pa.table(columns)
+
+
+def _without(rows: pa.Table, held: set[str]) -> pa.Table:
+    keys = cast("list[str]", rows.column("row_key").to_pylist())
+    left = [number for number, key in enumerate(keys) if key not in held]
+    return rows if len(left) == len(keys) else rows.take(pa.array(left, pa.int64()))

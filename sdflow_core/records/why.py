@@ -1,0 +1,226 @@
+"""Why is this row here: what computed it, from what and how, who used it again, or why it was dropped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from .errors import ContractError, NotFoundError
+from .journal import Journal
+from .lineage import Lineage, load_recipe
+from .lookup import datasets, lineage_facts
+from .store import Store
+from .tables import Table
+
+__all__ = ["Explanation", "Reuse", "why"]
+
+MIN_PREFIX = 4
+_SHOWN = 12
+_OUTCOMES = {
+    "kept": "It was computed and kept",
+    "waiting": "It was rendered and waits for a decision",
+    "gated": "It was rendered and held back by a quality gate",
+    "dropped": "It was dropped for good",
+    "failed": "It failed, and is tried again by the next run",
+}
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """A later run that needed this row and found it."""
+
+    run: str
+    job: str
+    time: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The answer. `text` says all of it in words; the other fields are for programs."""
+
+    row_key: str
+    dataset: str
+    table: str
+    status: str
+    reason: str
+    recipe: str
+    step: str | None
+    version: int | None
+    config: dict[str, Any] | None
+    run: str
+    time: str | None
+    code: str | None
+    inputs: list[dict[str, str]]
+    reused_by: list[Reuse]
+    text: str
+
+
+def why(store: Store, query: str) -> Explanation:
+    """Explains one row.
+
+    Args:
+        store: The store.
+        query: A row key, a unique beginning of one, or the id or the relative name of a source.
+
+    Raises:
+        NotFoundError: Nothing like this is known.
+        ContractError: The beginning is too short or fits several rows.
+    """
+    query = query.strip()
+    if not query:
+        raise ContractError("no row is named", todo="give a row key, or the name of a source")
+    found = [hit for hit in _row_keys(store) if hit[2] == query]
+    if not found and len(query) >= MIN_PREFIX:
+        found = [hit for hit in _row_keys(store) if hit[2].startswith(query.lower())]
+    if not found:
+        found = _of_source(store, query)
+    if not found:
+        todo = "check --store; rows are named in the tables, by `sdflow audit` and in the contact sheet"
+        if len(query) < MIN_PREFIX:
+            todo = f"give at least {MIN_PREFIX} digits of a row key, or the name of a source"
+        raise NotFoundError("this row is not known here", found=query, where=store.uri, todo=todo)
+    if len(found) > 1:
+        shown = ", ".join(f"{table} {key[:_SHOWN]}" for _, table, key in found[:5])
+        raise ContractError("several rows begin like this", found=shown, todo="give more digits")
+    return _explain(store, *found[0])
+
+
+def _tables(store: Store) -> Iterator[tuple[str, str]]:
+    for dataset in datasets(store):
+        entries = Journal(store, f"private/datasets/{dataset}/journal").entries()
+        for name in dict.fromkeys(str(entry.payload["table"]) for entry in entries if entry.kind == "rows"):
+            yield dataset, name
+
+
+def _row_keys(store: Store) -> Iterator[tuple[str, str, str]]:
+    for dataset, name in _tables(store):
+        for key in Table(store, dataset, name).read(columns=["row_key"]).column("row_key").to_pylist():
+            yield dataset, name, str(key)
+
+
+def _of_source(store: Store, query: str) -> list[tuple[str, str, str]]:
+    """The latest row of each source with this id or name."""
+    found: list[tuple[str, str, str]] = []
+    for dataset, name in _tables(store):
+        if name != "sources":
+            continue
+        table = Table(store, dataset, name).read(
+            columns=["row_key", "source_id", "name"], latest_by="source_id"
+        )
+        for row in cast("list[dict[str, Any]]", table.to_pylist()):
+            if query in (row["source_id"], row["name"]):
+                found.append((dataset, name, str(row["row_key"])))
+    return found
+
+
+def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
+    row = Table(store, dataset, table).find(key)
+    assert row is not None  # it was just listed
+    recipe, run = str(row["recipe"]), str(row["run"])
+    facts = lineage_facts(store, run)
+    try:
+        document: dict[str, Any] | None = load_recipe(store, recipe)
+    except NotFoundError:
+        document = None
+    committed = _committed(store, dataset, table, run, recipe)
+    inputs = [_input(store, dataset, str(value)) for value in cast("list[str]", row["inputs"] or [])]
+    reused = _reuses(store, dataset, table, recipe, run, facts["parent"], committed or facts["time"])
+    step = document["step"] if document else facts["job"]
+    version = document["version"] if document else None
+    lines = [
+        f"Row {key} lies in table {table} of dataset {dataset}.",
+        f"{_OUTCOMES.get(str(row['status']), str(row['status']))}"
+        + (f": {row['reason']}." if row["reason"] else ".")
+        + (
+            " Its reason is permanent: no run tries it again under the same recipe."
+            if row["status"] == "dropped"
+            else ""
+        ),
+        f"Step {step or 'unknown'}"
+        + (f" version {version}" if version is not None else "")
+        + f" computed it in run {run}"
+        + (f" (part of {facts['parent']})" if facts["parent"] else "")
+        + (f" at {committed or facts['time']}" if committed or facts["time"] else "")
+        + (f" with code {facts['code']}." if facts["code"] else "."),
+        "No row with this key was held then: the key is the hash of the recipe and of the inputs.",
+        f"Recipe {recipe}" + _recipe_words(document),
+        "Inputs: " + ("; ".join(f"{item['key'][:40]} ({item['is']})" for item in inputs) or "none") + ".",
+    ]
+    if reused:
+        lines += [f"Run {item.run} ({item.job}, {item.time}) {item.how}." for item in reused]
+    else:
+        lines.append("No later run has needed it so far.")
+    return Explanation(
+        row_key=key,
+        dataset=dataset,
+        table=table,
+        status=str(row["status"]),
+        reason=str(row["reason"]),
+        recipe=recipe,
+        step=step,
+        version=version,
+        config=document["config"] if document else facts["config"],
+        run=run,
+        time=committed or facts["time"],
+        code=facts["code"],
+        inputs=inputs,
+        reused_by=reused,
+        text="\n".join(lines),
+    )
+
+
+def _recipe_words(document: dict[str, Any] | None) -> str:
+    if document is None:
+        return "; its document is not kept here."
+    models = ", ".join(f"{kind} {digest[:_SHOWN]}" for kind, digest in sorted(document["models"].items()))
+    config = json.dumps(document["config"], sort_keys=True)
+    return f": config {config}; models {models or 'none'}."
+
+
+def _committed(store: Store, dataset: str, table: str, run: str, recipe: str) -> str | None:
+    """When the row became real: the time of its journal entry."""
+    for entry in Journal(store, f"private/datasets/{dataset}/journal").entries():
+        said = entry.payload
+        if entry.run == run and said.get("table") == table and said.get("recipe") == recipe:
+            return entry.time
+    return None
+
+
+def _input(store: Store, dataset: str, value: str) -> dict[str, str]:
+    """What an input is: a row of this dataset, or a value."""
+    for name in dict.fromkeys(name for held, name in _tables(store) if held == dataset):
+        if Table(store, dataset, name).find(value) is not None:
+            return {"key": value, "is": f"row of {name}"}
+    return {"key": value, "is": "request" if value.startswith("{") else "id or digest"}
+
+
+def _reuses(
+    store: Store, dataset: str, table: str, recipe: str, run: str, parent: str | None, since: str | None
+) -> list[Reuse]:
+    """Later runs with the same recipe on the same table: they needed the row and did not compute it."""
+    place = f"private/datasets/{dataset}/"
+    found: dict[str, Reuse] = {}
+    for event in Lineage(store).events():
+        facets = cast("dict[str, Any]", event["run"]["facets"])
+        said = cast("dict[str, Any]", facets.get("sdflow", {}))
+        other = str(event["run"]["runId"])
+        above = facets.get("parent", {}).get("run", {}).get("runId")
+        # Shards of one story run side by side: they share a recipe, and none uses another's rows.
+        sibling = other == run or (parent is not None and above == parent)
+        if event["eventType"] not in ("COMPLETE", "REUSED") or said.get("recipe") != recipe or sibling:
+            continue
+        if since is not None and event["eventTime"] < since:
+            continue
+        places = [str(item["uri"]) for item in event["outputs"] if "uri" in item]
+        if places and not any(f"{place}{table}" in uri for uri in places):
+            continue
+        if event["eventType"] == "REUSED":
+            how = "found everything it needed already computed and used it again"
+        else:
+            how = "computed other rows of this recipe and left this one as it was"
+        if other not in found or event["eventType"] == "REUSED":
+            found[other] = Reuse(other, str(event["job"]["name"]), str(event["eventTime"]), how)
+    return sorted(found.values(), key=lambda item: item.time)

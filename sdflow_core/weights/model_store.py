@@ -1,0 +1,216 @@
+"""Where weights are kept by their digest, which of them belong together, and which licences were accepted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from sdflow_core.records.config import Config
+from sdflow_core.records.errors import ContractError, CorruptError, NotFoundError
+from sdflow_core.records.journal import Entry, Journal
+from sdflow_core.records.keys import canonical_json, sha256_hex
+from sdflow_core.records.objects import Store
+
+__all__ = ["Bundle", "Bundles", "Licences", "ModelStore"]
+
+
+class ModelStore:
+    """Weights and their cards under `models/<digest>/`; the digest is the SHA-256 of the weights' bytes."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def add(self, kind: str, tensors_bytes: bytes, card: dict[str, Any]) -> str:
+        """Keeps weights with their card. Adding the same bytes again changes nothing: the first card stays.
+
+        Args:
+            kind: What kind of model, e.g. "generator".
+            tensors_bytes: A safetensors file's bytes.
+            card: What is known of it: data, licence, metrics, command, seeds.
+
+        Returns:
+            The digest.
+        """
+        digest = sha256_hex(tensors_bytes)
+        full = {**card, "kind": kind, "digest": digest, "size_bytes": len(tensors_bytes)}
+        # The card comes last: a model without one does not exist yet.
+        self.store.create(f"models/{digest}/weights.bin", tensors_bytes)
+        self.store.create(f"models/{digest}/card.json", canonical_json(full))
+        return digest
+
+    def weights(self, digest: str) -> bytes:
+        """The bytes that were added.
+
+        Raises:
+            NotFoundError: No such model.
+            CorruptError: They were changed.
+        """
+        key = f"models/{digest}/weights.bin"
+        try:
+            data = self.store.read(key)
+        except NotFoundError as error:
+            raise _unknown(digest, self.store.url(key)) from error
+        if sha256_hex(data) != digest:
+            where = self.store.url(key)
+            raise CorruptError(
+                "weights were changed", where=where, todo="remove the folder and add the model again"
+            )
+        return data
+
+    def card(self, digest: str) -> dict[str, Any]:
+        """What is known of a model; `kind`, `digest` and `size_bytes` are always there.
+
+        Raises:
+            NotFoundError: No such model.
+            CorruptError: The card cannot be read.
+        """
+        key = f"models/{digest}/card.json"
+        try:
+            return cast(dict[str, Any], json.loads(self.store.read(key)))
+        except NotFoundError as error:
+            raise _unknown(digest, self.store.url(key)) from error
+        except ValueError as error:
+            raise CorruptError(
+                "a model card cannot be read", where=self.store.url(key), todo="restore it"
+            ) from error
+
+    def list(self) -> list[dict[str, Any]]:
+        """Cards of all models, sorted by kind and digest."""
+        cards = [
+            self.card(key.split("/")[1])
+            for key in self.store.list("models/")
+            if key.endswith("/card.json") and key.count("/") == 2
+        ]
+        return sorted(cards, key=lambda card: (str(card["kind"]), str(card["digest"])))
+
+
+def _unknown(digest: str, where: str) -> NotFoundError:
+    return NotFoundError("there is no such model", found=digest, where=where, todo="see `sdflow models list`")
+
+
+class Bundle(Config):
+    """Models that fit each other, by digest. A run pins one at its start.
+
+    Attributes:
+        generator: W+ -> image.
+        encoder: Image -> W+.
+        labeller: Image -> attribute scores.
+        prior: Samples of W+.
+        detector: Faces in a picture.
+        identity: Face -> embedding, for gates.
+        judge: A second classifier of another design.
+        editor: The trained editor; None before training.
+        template_scale: Scale of the alignment template that the models were trained with.
+        resolution: Side of an aligned image, in pixels.
+        attributes: Names, in the order of the labeller's outputs.
+    """
+
+    generator: str | None = None
+    encoder: str | None = None
+    labeller: str | None = None
+    prior: str | None = None
+    detector: str | None = None
+    identity: str | None = None
+    judge: str | None = None
+    editor: str | None = None
+    template_scale: float
+    resolution: int
+    attributes: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of all fields."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json")))
+
+
+class Bundles:
+    """The journal of promotions: one entry promotes, one more takes it back."""
+
+    def __init__(self, store: Store) -> None:
+        self.journal = Journal(store, "models/bundles")
+
+    def promote(self, bundle: Bundle, by: str, note: str) -> Entry:
+        """Makes a bundle the current one. Promoting the current one again adds nothing.
+
+        Args:
+            bundle: The models.
+            by: Who says so.
+            note: Why.
+
+        Raises:
+            ContractError: Another promotion came in between.
+        """
+        history = list(self.journal.entries())
+        promoted = _stack(history)
+        if promoted and promoted[-1] == bundle:
+            return history[-1]
+        payload = {"bundle": bundle.model_dump(mode="json"), "digest": bundle.digest, "by": by, "note": note}
+        return self._append("promote", payload, len(history))
+
+    def rollback(self, by: str, note: str) -> Entry:
+        """Goes back to the bundle promoted before the current one. Doing it twice goes back two steps.
+
+        Raises:
+            ContractError: There is none to go back to, or another promotion came in between.
+        """
+        history = list(self.journal.entries())
+        promoted = _stack(history)
+        if len(promoted) < 2:
+            raise ContractError("there is no earlier bundle to go back to", found=f"{len(promoted)} promoted")
+        back = promoted[-2]
+        payload = {"bundle": back.model_dump(mode="json"), "digest": back.digest, "by": by, "note": note}
+        return self._append("rollback", payload, len(history))
+
+    def _append(self, kind: str, payload: dict[str, Any], after: int) -> Entry:
+        entry = self.journal.append(kind, payload, rebase=_conflict, after=after)
+        assert entry is not None  # _conflict never returns None
+        return entry
+
+    def current(self) -> Bundle | None:
+        """The bundle in force, or None before the first promotion."""
+        promoted = _stack(list(self.journal.entries()))
+        return promoted[-1] if promoted else None
+
+    def history(self) -> list[Entry]:
+        """All promotions and rollbacks, oldest first."""
+        return list(self.journal.entries())
+
+
+def _conflict(new: list[Entry], payload: dict[str, Any]) -> dict[str, Any] | None:
+    raise ContractError(
+        "another bundle was promoted at the same time",
+        found=new[-1].payload.get("digest"),
+        todo="look at `sdflow models list` and decide again",
+    )
+
+
+def _stack(entries: list[Entry]) -> list[Bundle]:
+    """Promotions that are not taken back, oldest first."""
+    promoted: list[Bundle] = []
+    for entry in entries:
+        if entry.kind == "rollback":
+            promoted.pop()
+        else:
+            promoted.append(Bundle.model_validate(entry.payload["bundle"]))
+    return promoted
+
+
+class Licences:
+    """The journal of accepted licences."""
+
+    def __init__(self, store: Store) -> None:
+        self.journal = Journal(store, "models/licences")
+
+    def accept(self, licence_id: str, by: str, note: str) -> Entry:
+        """Records that somebody accepts a licence for this store; once is enough."""
+
+        def once(new: list[Entry], payload: dict[str, Any]) -> dict[str, Any] | None:
+            return None if any(entry.payload.get("licence") == licence_id for entry in new) else payload
+
+        payload = {"licence": licence_id, "by": by, "note": note}
+        self.journal.append("accept", payload, rebase=once, after=0)
+        return next(entry for entry in self.journal.entries() if entry.payload.get("licence") == licence_id)
+
+    def accepted(self, licence_id: str) -> bool:
+        """Whether this licence was accepted for this store."""
+        return any(entry.payload.get("licence") == licence_id for entry in self.journal.entries())

@@ -1,0 +1,211 @@
+"""Latents + a request -> edited pictures as rows of `edits`, waiting for a person or gated with a reason."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sdflow_core.records.config import Config, DatasetRef, PlanRef
+from sdflow_core.records.errors import ContractError
+from sdflow_core.records.keys import canonical_json, row_key, sha256_hex
+from sdflow_core.records.tables import Table, wplus_numpy
+from tasks import recipes
+from tasks.plans import Shards, read_plan, write_plans
+from tasks.runtime import editor_of, load_bundle, networks_of, settings, tick
+from tasks.step import StepRun, step
+
+CHUNK_ROWS = 64  # pictures in memory at a time; a multiple of the micro-batch, without influence on the result
+
+_STRINGS = ("row_key", "recipe", "status", "reason", "edit_run", "source_id", "image_id", "face_id", "request", "before",
+            "output", "pixel_sha256", "file_sha256")  # fmt: skip
+_VECTORS = ("s_before", "s_after", "labels_before", "labels_after", "judge_before", "judge_after")
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in _STRINGS),
+        *((name, pa.list_(pa.float32())) for name in _VECTORS),
+        ("inputs", pa.list_(pa.string())), ("attributes", pa.list_(pa.string())),
+        ("strength", pa.float32()), ("identity", pa.float32()),
+    ]
+)  # fmt: skip
+
+
+class EditPlan(Config):
+    """A planned edit run.
+
+    Attributes:
+        edit_run: Its id: the same request over the same rows has the same id.
+        shards: What is left to render.
+        refused: Rows that consent does not cover; they become dropped rows.
+    """
+
+    edit_run: str
+    shards: Shards
+    refused: int
+
+
+def variants_of(requests: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """Requests as a person writes them -> checked variants.
+
+    Raises:
+        ContractError: A target that is neither in [0, 1] nor `flip`, naming the attribute and the bound.
+    """
+    from pydantic import ValidationError
+
+    from sdflow_core.method.rendering import Variant
+
+    try:
+        variants = tuple(Variant(targets=request) for request in requests)
+    except ValidationError as error:
+        what = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
+        raise ContractError("the request", found=what, expected="attribute=VALUE with VALUE in [0, 1], or attribute=flip") from None
+    if not variants:
+        raise ContractError("nothing to edit", expected="at least one attribute", todo="pass --set smiling=0.9")
+    return variants
+
+
+def edit_config(config: dict[str, Any] | None) -> Any:
+    """How requests are carried out, from plain values; the defaults when there are none."""
+    from sdflow_core.method.rendering import EditConfig
+
+    return EditConfig.model_validate(config or {})
+
+
+@step("plan edit")
+def plan_edit(run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: bool = False) -> EditPlan:
+    """Cross the kept sources with the variants, check consent, and plan what the table does not hold; a dry run writes nothing."""
+    from sdflow_core.method.rendering import check_variant
+
+    store, dataset = run.store, run.job.dataset
+    bundle = load_bundle(store, run.job.bundle)
+    if bundle.editor is None:
+        raise ContractError("the promoted bundle has no editor", todo=f"run `sdflow train {dataset}` first")
+    for variant in variants:
+        check_variant(variant, bundle.attributes)
+    recipe = run.using(recipes.edit(bundle, config))
+    items = _wanted(run, variants, recipe, bundle)
+    edit_ids = sorted(item["row_key"] for item in items)
+    edit_run = sha256_hex(canonical_json([dataset, recipe, edit_ids]))[:12]
+    held = Table(store, dataset, "edits").held(recipe)
+    missing = [{**item, "edit_run": edit_run} for item in items if item["row_key"] not in held]
+    refused = sum(bool(item["refused"]) for item in items)
+    counts = {"wanted": len(items), "held": len(items) - len(missing), "recipe": recipe}
+    if dry_run:
+        return EditPlan(edit_run=edit_run, refused=refused, shards=Shards(shards=(), **counts))
+    document = {
+        "edit_run": edit_run, "dataset": dataset, "recipe": recipe, "requests": [v.model_dump(mode="json")["targets"] for v in variants],
+        "edit_ids": edit_ids, "bundle": run.job.bundle, "editor": bundle.editor, "attributes": list(bundle.attributes),
+        "sheet": f"private/edit_runs/{edit_run}/sheet.png",
+    }  # fmt: skip
+    store.create(f"private/edit_runs/{edit_run}.json", canonical_json(document))
+    if not missing:
+        run.reused(Table(store, dataset, "edits").ref(recipe))
+    plans = write_plans(run, missing, settings().shard_rows)
+    return EditPlan(edit_run=edit_run, refused=refused, shards=Shards(shards=plans, **counts))
+
+
+def _wanted(run: StepRun, variants: tuple[Any, ...], recipe: str, bundle: Any) -> list[dict[str, Any]]:
+    store, dataset = run.store, run.job.dataset
+    table = Table(store, dataset, "latents")
+    of_latents = recipes.invert(bundle).key
+    latents = table.read(recipe=of_latents, columns=["row_key", "face_id"], statuses=["kept"])
+    if latents.num_rows == 0:
+        others = [r for r in table.recipes() if r != of_latents]
+        if others:
+            raise ContractError(
+                "the latents of this dataset were made by another encoder than the promoted bundle's",
+                expected=f"latents of encoder {str(bundle.encoder)[:12]}", found=f"{len(others)} other recipe(s)",
+                todo=f"run `sdflow invert {dataset}` again, or `sdflow models rollback`",
+            )  # fmt: skip
+        raise ContractError("there are no latents to edit", where=f"dataset {dataset}", todo=f"run `sdflow invert {dataset}`")
+    code_of = dict(zip(latents["face_id"].to_pylist(), latents["row_key"].to_pylist(), strict=True))
+    points = Table(store, dataset, "faces").read(
+        recipe=recipes.ingest(bundle).key, columns=["face_id", "points"], statuses=["kept"]
+    )
+    points_of = dict(zip(points["face_id"].to_pylist(), points["points"].to_pylist(), strict=True))
+    sources = Table(store, dataset, "sources").read(
+        recipe=recipes.ingest(bundle).key, latest_by="source_id", statuses=["kept"],
+        columns=["source_id", "image_id", "face_id", "consent", "consent_attributes"],
+    ).to_pylist()  # fmt: skip
+    items: list[dict[str, Any]] = []
+    for source in sources:
+        if source["face_id"] not in code_of:
+            continue
+        for variant in variants:
+            request = variant.text()
+            inputs = [code_of[source["face_id"]], source["source_id"], source["consent"], request]
+            allowed = source["consent_attributes"]
+            barred = [n for n in sorted(variant.targets) if "*" not in allowed and n not in allowed]
+            refused = f"consent does not cover {', '.join(barred)}" if barred else ""
+            items.append(
+                {
+                    "row_key": row_key(recipe, inputs), "inputs": inputs, "source_id": source["source_id"],
+                    "image_id": source["image_id"], "face_id": source["face_id"], "points": points_of[source["face_id"]],
+                    "request": request, "targets": variant.model_dump(mode="json")["targets"], "refused": refused,
+                }
+            )  # fmt: skip
+    return sorted(items, key=lambda item: item["row_key"])
+
+
+@step("edit")
+def edit_shard(run: StepRun, plan: PlanRef, config: Any) -> DatasetRef:
+    """Render one shard: pictures first, the rows that name them last."""
+    import torch
+
+    from sdflow_core.method.rendering import Variant, render_edits
+
+    store, dataset = run.store, run.job.dataset
+    networks = networks_of(store, run.job.bundle)
+    bundle = networks.bundle
+    recipe = run.using(recipes.edit(bundle, config))
+    editor = editor_of(store, networks.digest("editor"))
+    items = read_plan(store, plan)
+    rows = [_row(recipe, item, bundle.attributes) for item in items if item["refused"]]
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for item in items:
+        if not item["refused"]:
+            groups[item["request"]].append(item)
+    table = Table(store, dataset, "latents").read(
+        recipe=recipes.invert(bundle).key, columns=["row_key", "w_plus"], statuses=["kept"]
+    )
+    codes = wplus_numpy(table, "w_plus")
+    editor.check(networks.digest("encoder"), (codes.shape[1], codes.shape[2]))
+    place = {key: i for i, key in enumerate(table["row_key"].to_pylist())}
+    for group in groups.values():
+        for start in range(0, len(group), CHUNK_ROWS):
+            part = group[start : start + CHUNK_ROWS]
+            w = torch.from_numpy(codes[[place[item["inputs"][0]] for item in part]])
+            points = np.array([item["points"] for item in part]).reshape(-1, 5, 2)
+            done = render_edits(networks, editor, w, points, Variant(targets=part[0]["targets"]), config)
+            rows += [_rendered(run, recipe, item, bundle.attributes, done, i) for i, item in enumerate(part)]
+            tick("edit", len(rows), len(items))
+    if len(rows) != len(items):
+        raise ContractError("rows of an edit shard", expected=len(items), found=len(rows))
+    return Table(store, dataset, "edits").commit(pa.Table.from_pylist(rows, _SCHEMA), run=run.run)
+
+
+def _row(recipe: str, item: dict[str, Any], attributes: tuple[str, ...]) -> dict[str, Any]:
+    same = {name: item[name] for name in ("row_key", "inputs", "edit_run", "source_id", "image_id", "face_id", "request")}
+    empty = {"before": "", "output": "", "pixel_sha256": "", "file_sha256": ""}
+    return {**same, **empty, "recipe": recipe, "attributes": list(attributes), "status": "dropped", "reason": item["refused"]}
+
+
+def _rendered(run: StepRun, recipe: str, item: dict[str, Any], attributes: tuple[str, ...], done: Any, i: int) -> dict[str, Any]:
+    from sdflow_core.faces.pixels import pixel_digest, png_bytes
+
+    key = item["row_key"]
+    row = _row(recipe, item, attributes)
+    if not bool(np.isfinite(done.w_plus[i].numpy()).all()):
+        return {**row, "reason": "the edit gave numbers that are not finite"}
+    output = f"private/edits/{key[:2]}/{key}.png"
+    before = f"private/edits/{key[:2]}/{key}-before.png"
+    data = png_bytes(done.after[i], None)
+    run.store.create(before, png_bytes(done.before[i], None))
+    run.store.create(output, data)
+    return {
+        **row, "status": "gated" if done.gate[i] else "waiting", "reason": done.gate[i], "before": before, "output": output,
+        "pixel_sha256": pixel_digest(done.after[i]), "file_sha256": sha256_hex(data), "strength": float(done.strength[i]),
+        "identity": float(done.identity[i]), **{name: getattr(done, name)[i].tolist() for name in _VECTORS},
+    }  # fmt: skip

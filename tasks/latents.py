@@ -1,0 +1,106 @@
+"""Faces -> `latents` (W+ codes) and `labels` (attribute scores): two tables, so that a re-label rewrites no latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sdflow_core.records.config import DatasetRef, PlanRef
+from sdflow_core.records.errors import ContractError
+from sdflow_core.records.keys import row_key
+from sdflow_core.records.tables import Table, wplus_column
+from tasks import recipes
+from tasks.plans import Shards, read_plan, write_plans
+from tasks.runtime import load_bundle, networks_of, settings
+from tasks.step import StepRun, step
+
+_BASE = [
+    ("row_key", pa.string()), ("recipe", pa.string()), ("status", pa.string()), ("reason", pa.string()),
+    ("inputs", pa.list_(pa.string())), ("face_id", pa.string()),
+]  # fmt: skip
+
+
+def _plan(run: StepRun, table_name: str, recipe: str) -> Shards:
+    store, dataset = run.store, run.job.dataset
+    table = Table(store, dataset, table_name)
+    faces = Table(store, dataset, "faces").read(
+        recipe=recipes.ingest(load_bundle(store, run.job.bundle)).key,
+        columns=["row_key", "face_id", "crop"],
+        statuses=["kept"],
+    )
+    if faces.num_rows == 0:
+        raise ContractError(
+            "there are no faces to work on", where=f"dataset {dataset}", expected="at least one kept face",
+            todo="run `sdflow ingest` for this dataset, with the bundle that is promoted now",
+        )  # fmt: skip
+    held = table.held(recipe)
+    missing = [row for row in faces.to_pylist() if row_key(recipe, [row["row_key"]]) not in held]
+    if not missing:
+        run.reused(table.ref(recipe))
+    shards = write_plans(run, missing, settings().shard_rows)
+    return Shards(shards=shards, wanted=faces.num_rows, held=faces.num_rows - len(missing), recipe=recipe)
+
+
+@step("plan invert")
+def plan_invert(run: StepRun) -> Shards:
+    """Which faces have no code yet."""
+    return _plan(run, "latents", run.using(recipes.invert(load_bundle(run.store, run.job.bundle))))
+
+
+@step("plan label")
+def plan_label(run: StepRun) -> Shards:
+    """Which faces have no labels yet."""
+    return _plan(run, "labels", run.using(recipes.label(load_bundle(run.store, run.job.bundle))))
+
+
+def read_crops(run: StepRun, keys: list[str]) -> Any:
+    """Aligned crops as uint8 [N, H, W, 3]."""
+    from sdflow_core.faces.pixels import read_png
+
+    return np.stack([read_png(run.store.read(key)) for key in keys])
+
+
+def _base_columns(rows: list[dict[str, Any]], recipe: str, reasons: list[str]) -> list[Any]:
+    return [
+        pa.array([row_key(recipe, [r["row_key"]]) for r in rows]), pa.array([recipe] * len(rows)),
+        pa.array(["dropped" if reason else "kept" for reason in reasons]), pa.array(reasons),
+        pa.array([[r["row_key"]] for r in rows], pa.list_(pa.string())), pa.array([r["face_id"] for r in rows]),
+    ]  # fmt: skip
+
+
+@step("invert")
+def invert_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
+    """Encode one shard, and measure the reconstruction of every row."""
+    import torch
+
+    from sdflow_core.faces.networks import to_tensor
+    from sdflow_core.method.evaluation import inversion_psnr
+
+    recipe = run.using(recipes.invert(load_bundle(run.store, run.job.bundle)))
+    networks = networks_of(run.store, run.job.bundle)
+    rows = read_plan(run.store, plan)
+    crops = read_crops(run, [r["crop"] for r in rows])
+    codes = networks.encode(crops)
+    finite = np.isfinite(codes).all(axis=(1, 2))
+    psnr = inversion_psnr(to_tensor(crops), networks.render(torch.from_numpy(codes))).numpy()
+    reasons = ["" if ok else "the encoder gave numbers that are not finite" for ok in finite]
+    columns = [*_base_columns(rows, recipe, reasons), wplus_column(codes), pa.array(psnr.astype(np.float32))]
+    names = [*(name for name, _ in _BASE), "w_plus", "reconstruction_psnr_db"]
+    return Table(run.store, run.job.dataset, "latents").commit(pa.table(columns, names=names), run=run.run)
+
+
+@step("label")
+def label_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
+    """Score one shard."""
+    from sdflow_core.faces.networks import to_tensor
+
+    recipe = run.using(recipes.label(load_bundle(run.store, run.job.bundle)))
+    networks = networks_of(run.store, run.job.bundle)
+    rows = read_plan(run.store, plan)
+    scores = networks.scores(to_tensor(read_crops(run, [r["crop"] for r in rows]))).numpy()
+    attributes = networks.bundle.attributes
+    columns = [*_base_columns(rows, recipe, [""] * len(rows)), *(pa.array(scores[:, i]) for i in range(len(attributes)))]
+    names = [*(name for name, _ in _BASE), *attributes]
+    return Table(run.store, run.job.dataset, "labels").commit(pa.table(columns, names=names), run=run.run)

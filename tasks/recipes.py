@@ -1,0 +1,78 @@
+"""The recipe of every step under a bundle, in one place: planning, computing and asking what is stale must agree on them.
+
+Raise a step's version here whenever the same input would give another result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sdflow_core.records.config import as_recipe
+from sdflow_core.records.keys import recipe_document, sha256_hex, canonical_json
+
+if TYPE_CHECKING:
+    from sdflow_core.faces.ingestion import IngestConfig
+    from sdflow_core.method.rendering import EditConfig
+    from sdflow_core.weights.model_store import Bundle
+
+VERSIONS = {"ingest": 1, "invert": 1, "label": 1, "train": 1, "edit": 1, "publish": 1}
+MICRO_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's document and its digest."""
+
+    document: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The recipe as it stands in tables."""
+        return sha256_hex(canonical_json(self.document))
+
+
+def _recipe(step: str, config: dict[str, Any], **models: str | None) -> Recipe:
+    return Recipe(recipe_document(step, VERSIONS[step], config, {k: v or "" for k, v in models.items()}))
+
+
+def ingest_config(bundle: Bundle) -> IngestConfig:
+    """What ingest does for a bundle: the crop must be the one its models were trained on."""
+    from sdflow_core.faces.ingestion import IngestConfig
+
+    return IngestConfig(template_scale=bundle.template_scale, resolution=bundle.resolution)
+
+
+def ingest(bundle: Bundle) -> Recipe:
+    """Sources and faces."""
+    return _recipe("ingest", as_recipe(ingest_config(bundle)), detector=bundle.detector)
+
+
+def invert(bundle: Bundle) -> Recipe:
+    """W+ codes."""
+    config = {"micro_batch": MICRO_BATCH, "precision": "fp32", "refinement_steps": 0}
+    return _recipe("invert", config, encoder=bundle.encoder, generator=bundle.generator)
+
+
+def label(bundle: Bundle) -> Recipe:
+    """Attribute scores."""
+    return _recipe("label", {"micro_batch": MICRO_BATCH, "precision": "fp32"}, labeller=bundle.labeller)
+
+
+def train(bundle: Bundle, config: dict[str, Any]) -> Recipe:
+    """An editor."""
+    models = {"generator": bundle.generator, "encoder": bundle.encoder, "labeller": bundle.labeller, "prior": bundle.prior}
+    return _recipe("train", config, **models)
+
+
+def edit(bundle: Bundle, config: EditConfig) -> Recipe:
+    """Edited pictures."""
+    return _recipe(
+        "edit", as_recipe(config), editor=bundle.editor, generator=bundle.generator, encoder=bundle.encoder,
+        labeller=bundle.labeller, identity=bundle.identity, judge=bundle.judge,
+    )  # fmt: skip
+
+
+def publish() -> Recipe:
+    """Released files: no model, only metadata added."""
+    return _recipe("publish", {"metadata": "edit id, digital source type"})

@@ -1,0 +1,148 @@
+"""Where things run: settings from `SDFLOW_*`, and the objects that are opened once a process. Nothing happens at import."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sdflow_core.records.errors import ContractError, PolicyError
+from sdflow_core.records.store import Store, open_store
+
+if TYPE_CHECKING:
+    from sdflow_core.faces.networks import Networks
+    from sdflow_core.method.editor import Editor
+    from sdflow_core.weights.model_store import Bundle
+
+CALLS: Counter[str] = Counter()  # network calls of this process, by network; the demo prints their sum
+
+
+class Settings(BaseSettings):
+    """Where to run; never part of a recipe.
+
+    Attributes:
+        store: Address of the store.
+        device: Torch device.
+        shard_rows: Rows a shard task takes.
+        workers: Shard tasks at a time.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SDFLOW_", frozen=True, extra="ignore")
+
+    store: str = "./sdflow-store"
+    device: str = "cpu"
+    shard_rows: int = 1000
+    workers: int = 1
+
+
+def settings() -> Settings:
+    """The settings of this moment; read anew each time, so that tests and workers can differ."""
+    return Settings()
+
+
+@lru_cache(maxsize=8)
+def store_at(uri: str) -> Store:
+    """The store, opened once a process."""
+    return open_store(uri)
+
+
+@lru_cache(maxsize=4)
+def _networks(store_uri: str, bundle_digest: str, device: str) -> Networks:
+    from sdflow_core.faces.networks import Networks
+    from sdflow_core.weights.model_store import ModelStore
+
+    store = store_at(store_uri)
+    return Networks(ModelStore(store), load_bundle(store, bundle_digest), device=device, calls=CALLS)
+
+
+def networks_of(store: Store, bundle_digest: str) -> Networks:
+    """The networks of a pinned bundle, opened once a process.
+
+    Raises:
+        PolicyError: The licence of a model was not accepted in this store.
+    """
+    return _networks(store.uri, bundle_digest, settings().device)
+
+
+@lru_cache(maxsize=4)
+def _editor(store_uri: str, digest: str, device: str) -> Editor:
+    from sdflow_core.method.editing import load_editor
+    from sdflow_core.weights.model_store import ModelStore
+
+    return load_editor(ModelStore(store_at(store_uri)).weights(digest), device=device)
+
+
+def editor_of(store: Store, digest: str) -> Editor:
+    """An editor by digest, opened once a process."""
+    return _editor(store.uri, digest, settings().device)
+
+
+def pin_bundle(store: Store) -> Bundle:
+    """The bundle in force now; a run calls this once, at its start.
+
+    Raises:
+        ContractError: Nothing was promoted.
+        PolicyError: A licence was not accepted.
+    """
+    from sdflow_core.records.keys import canonical_json
+    from sdflow_core.weights.model_store import Bundles
+
+    bundle = Bundles(store).current()
+    if bundle is None:
+        raise ContractError(
+            "no models are promoted in this store", where=store.uri,
+            todo="sdflow models accept-licence, then sdflow models promote embedded; or import your own",
+        )
+    check_licences(store, bundle)
+    store.create(f"models/bundles/by-digest/{bundle.digest}.json", canonical_json(bundle.model_dump(mode="json")))
+    return bundle
+
+
+def load_bundle(store: Store, digest: str) -> Bundle:
+    """A bundle that some run pinned."""
+    from sdflow_core.weights.model_store import Bundle
+
+    return Bundle.model_validate_json(store.read(f"models/bundles/by-digest/{digest}.json"))
+
+
+def check_licences(store: Store, bundle: Bundle) -> None:
+    """Refuse models whose licence nobody accepted in this store.
+
+    Raises:
+        PolicyError: Naming the licence and the command.
+    """
+    from sdflow_core.weights.model_store import Licences, ModelStore
+
+    licences, models = Licences(store), ModelStore(store)
+    for kind, digest in bundle.model_dump(mode="json").items():
+        if kind in ("template_scale", "resolution", "attributes") or not digest:
+            continue
+        licence = models.card(digest).get("licence_id")
+        if licence and not licences.accepted(licence):
+            raise PolicyError(
+                f"the licence of the {kind} was not accepted in this store", found=licence, where=store.uri,
+                todo=f"read it with `sdflow models show {digest[:12]}`, then `sdflow models accept-licence {licence} --by NAME`",
+            )
+
+
+_listeners: list[Callable[[str, int, int], None]] = []
+
+
+def tick(what: str, done: int, total: int) -> None:
+    """Tell whoever listens (the command line's progress bar) how far a step is."""
+    for listener in _listeners:
+        listener(what, done, total)
+
+
+@contextmanager
+def listening(listener: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Receive ticks of all steps of this process while the block runs."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

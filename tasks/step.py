@@ -1,0 +1,135 @@
+"""The one decorator of all steps: a Prefect task around a core function, with retries, lineage and a run id of our own.
+
+Reuse is not decided here and not by Prefect's cache: a step computes the row keys that its table does not hold, which also notices
+an output that was deleted. What reuse looks like in the records is a REUSED event.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from sdflow_core.records.config import Config, DatasetRef
+from sdflow_core.records.errors import TransientError
+from sdflow_core.records.lineage import Lineage, save_recipe
+from sdflow_core.records.store import Store
+from tasks.recipes import Recipe
+from tasks.runtime import settings, store_at
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Job(Config):
+    """What every step of a story is told: references only, under 1 kB.
+
+    Attributes:
+        store: Address of the store.
+        dataset: Name of the dataset.
+        bundle: Digest of the pinned bundle; empty where no model is used.
+        parent: Run id of the story.
+    """
+
+    store: str
+    dataset: str
+    bundle: str = ""
+    parent: str
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """One execution of a step, handed to its core function."""
+
+    job: Job
+    run: str
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict[str, Any], compare=False)  # what COMPLETE will say beside its outputs
+
+    @property
+    def store(self) -> Store:
+        """The opened store."""
+        return store_at(self.job.store)
+
+    def using(self, recipe: Recipe) -> str:
+        """Declare the recipe of this run; its document is kept for auditors and COMPLETE will name it."""
+        save_recipe(self.store, recipe.document)
+        self.facts.update(recipe=recipe.key, config=recipe.document["config"])
+        return recipe.key
+
+    def reused(self, output: DatasetRef) -> None:
+        """Record that everything was there already."""
+        _emit(self, "REUSED", outputs=[output.model_dump(mode="json")], **self.facts)
+
+
+def _emit(run: StepRun, event: Any, **facts: Any) -> None:
+    Lineage(run.store).emit(
+        event, run=run.run, job=run.name, parent=run.job.parent, inputs=facts.get("inputs", []),
+        outputs=facts.get("outputs", []), recipe=facts.get("recipe"), bundle=run.job.bundle or None,
+        config=facts.get("config"), error=facts.get("error"),
+    )
+
+
+def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
+    try:
+        state.result()
+    except TransientError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def step(
+    name: str, *, retries: int = 2
+) -> Callable[[Callable[Concatenate[StepRun, P], R]], Callable[Concatenate[Job, P], R]]:
+    """Turn `core(run: StepRun, ...)` into a Prefect task `step(job: Job, ...)`.
+
+    Args:
+        name: Name of the step in recipes, lineage and the Prefect UI.
+        retries: Attempts after a `TransientError`; all other errors end the step at once.
+
+    Returns:
+        A task whose result is the core function's; results are not persisted, the records decide what is done.
+    """
+
+    def decorate(core: Callable[Concatenate[StepRun, P], R]) -> Callable[Concatenate[Job, P], R]:
+        @wraps(core)
+        def body(job: Job, *args: P.args, **kwargs: P.kwargs) -> R:
+            run = StepRun(job, uuid.uuid4().hex, name)
+            given = [a.model_dump(mode="json") for a in (*args, *kwargs.values()) if isinstance(a, Config)]
+            _emit(run, "START", inputs=given)
+            try:
+                result = core(run, *args, **kwargs)
+            except Exception as error:
+                _emit(run, "FAIL", inputs=given, **run.facts, error=f"{type(error).__name__}: {error}")
+                raise
+            outputs = [result.model_dump(mode="json")] if isinstance(result, DatasetRef) else []
+            _emit(run, "COMPLETE", inputs=given, outputs=outputs, **run.facts)
+            return result
+
+        # the copied signature would make Prefect look for parameters that `body` does not have
+        del body.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
+        body.__annotations__ = {}
+        return task(
+            name=name, retries=retries, retry_delay_seconds=[1, 5][:retries] or None, retry_condition_fn=_worth_retrying,
+            persist_result=False, cache_policy=NO_CACHE, log_prints=False,
+        )(body)  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
+def each_shard(run_step: Any, job: Job, shards: Sequence[Any], *rest: Any) -> list[Any]:
+    """Run a step for every shard, as many at a time as `SDFLOW_WORKERS` says.
+
+    Every future is asked for its result: a failing shard fails the story.
+    """
+    if settings().workers == 1:
+        return [run_step(job, shard, *rest) for shard in shards]
+    futures = [run_step.submit(job, shard, *rest) for shard in shards]
+    return [future.result() for future in futures]

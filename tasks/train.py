@@ -1,0 +1,116 @@
+"""Latents + labels (+ samples of the prior) -> an editor in the model store, and its promotion."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from sdflow_core.records.config import Config, as_recipe
+from sdflow_core.records.errors import ContractError, NotFoundError
+from sdflow_core.records.keys import row_key
+from sdflow_core.records.store import Store
+from sdflow_core.records.tables import Table, wplus_numpy
+from sdflow_core.weights.model_store import Bundles, ModelStore
+from tasks import recipes
+from tasks.runtime import networks_of, settings, tick
+from tasks.step import StepRun, step
+
+
+class EditorRef(Config):
+    """A trained editor, by digest."""
+
+    digest: str
+    row_key: str
+
+
+def training_config(config: Any) -> Any:
+    """How an editor is trained, from plain values; the defaults when there are none."""
+    from sdflow_core.method.training_set import EditorTraining
+
+    return config if isinstance(config, EditorTraining) else EditorTraining.model_validate(config or {})
+
+
+class _Checkpoint:
+    """Training state in the store; replaced atomically, removed when the editor is committed."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store, self.key = store, key
+
+    def save(self, data: bytes) -> None:
+        """Replace the state."""
+        self.store.put(self.key, data)
+
+    def load(self) -> bytes | None:
+        """The last state, if any."""
+        try:
+            return self.store.read(self.key)
+        except NotFoundError:
+            return None
+
+
+@step("train")
+def train_editor_step(run: StepRun, config: Any) -> EditorRef:
+    """Train flow and semantic encoder together, resuming where a killed run stopped."""
+    import torch
+
+    from sdflow_core.method.editing import FlowEditor
+    from sdflow_core.method.training import train_editor
+    from sdflow_core.method.training_set import make_training_set
+
+    store, dataset = run.store, run.job.dataset
+    networks = networks_of(store, run.job.bundle)
+    bundle = networks.bundle
+    latents, labels = Table(store, dataset, "latents"), Table(store, dataset, "labels")
+    of_latents, of_labels = recipes.invert(bundle).key, recipes.label(bundle).key
+    recipe = run.using(recipes.train(bundle, as_recipe(config)))
+    inputs = [latents.ref(of_latents).digest, labels.ref(of_labels).digest]
+    key = row_key(recipe, inputs)
+    editors = Table(store, dataset, "editors")
+    if key in editors.held(recipe):
+        run.reused(editors.ref(recipe))
+        row = editors.find(key)
+        assert row is not None
+        return EditorRef(digest=row["editor"], row_key=key)
+    rows = latents.read(recipe=of_latents, columns=["row_key", "w_plus"], statuses=["kept"]).sort_by("row_key")
+    if rows.num_rows == 0:
+        raise ContractError("there are no latents to train on", where=f"dataset {dataset}",
+                            todo="run `sdflow invert` with the bundle that is promoted now")
+    data = make_training_set(networks, torch.from_numpy(wplus_numpy(rows, "w_plus").copy()), config)
+    checkpoint = _Checkpoint(store, f"private/training/{key}/checkpoint.bin")
+    networks.calls["training"] += 1
+    trained = train_editor(
+        data.codes, data.images, data.scores, networks.generator, networks.labeller, config.training, checkpoint,
+        lambda done, total, losses: tick("train", done, total), settings().device,
+    )  # fmt: skip
+    editor = FlowEditor(trained.flow, trained.semantic_encoder, networks.digest("encoder"))
+    last = trained.history[-20:]
+    names = sorted({name for losses in last for name in losses})
+    metrics = {n: sum(h[n] for h in last if n in h) / sum(n in h for h in last) for n in names}
+    card = {
+        "title": f"SDFlow editor of dataset {dataset}", "attributes": list(bundle.attributes), "recipe": recipe, "inputs": inputs,
+        "bundle": run.job.bundle, "training_rows": len(data.codes), "dataset_rows": rows.num_rows, "final_losses": metrics,
+    }  # fmt: skip
+    digest = ModelStore(store).add("editor", editor.to_bytes(), card)
+    row = {
+        "row_key": key, "recipe": recipe, "status": "kept", "reason": "", "inputs": inputs, "editor": digest,
+        "metrics": json.dumps(metrics, sort_keys=True),
+    }  # fmt: skip
+    editors.commit(pa.Table.from_pylist([row]), run=run.run)
+    store.delete(checkpoint.key)
+    return EditorRef(digest=digest, row_key=key)
+
+
+@step("promote editor")
+def promote_editor(run: StepRun, editor: EditorRef, by: str) -> str:
+    """Make the editor part of the bundle in force, unless it is already; gives the digest of that bundle."""
+    bundles = Bundles(run.store)
+    current = bundles.current()
+    if current is None:
+        raise ContractError("no models are promoted in this store", where=run.store.uri)
+    if current.editor != editor.digest:
+        bundles.promote(current.model_copy(update={"editor": editor.digest}), by, f"editor trained on {run.job.dataset}")
+    promoted = bundles.current()
+    assert promoted is not None
+    return promoted.digest
