@@ -107,7 +107,11 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
                     return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise SDFlowError("the Prefect server did not start", where=log, todo="read that file; is the disk full, or another Prefect installed?")
+    raise SDFlowError(
+        "the Prefect server did not start",
+        where=log,
+        todo="read that file; is the disk full, or another Prefect installed?",
+    )
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

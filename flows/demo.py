@@ -12,7 +12,15 @@ from flows.invert import invert
 from flows.label import label
 from flows.publish import publish
 from flows.train import train
-from tasks.demo import DEMO_DATASET, DEMO_REQUESTS, demo_decision, demo_summary, demo_training, install_models, make_people
+from tasks.demo import (
+    DEMO_DATASET,
+    DEMO_REQUESTS,
+    demo_decision,
+    demo_summary,
+    demo_training,
+    install_models,
+    make_people,
+)
 from tasks.story import QUIET, story
 
 

@@ -18,7 +18,12 @@ from tasks.runtime import CALLS, networks_of, pin_bundle, store_at
 from tasks.step import Job, StepRun, step
 
 DEMO_DATASET = "demo"
-DEMO_REQUESTS: list[dict[str, float | str]] = [{"smiling": "flip"}, {"young": "flip"}, {"male": "flip"}, {"eyeglasses": "flip"}]
+DEMO_REQUESTS: list[dict[str, float | str]] = [
+    {"smiling": "flip"},
+    {"young": "flip"},
+    {"male": "flip"},
+    {"eyeglasses": "flip"},
+]
 _PHOTOS, _CONSENT, _RELEASED = "demo/photos", "demo/consent.csv", "demo/released"
 _TRUNCATION, _SEED = 0.75, 20
 _MTIME_SECONDS = 1_750_000_000  # files of the demo look the same in every run
@@ -114,7 +119,11 @@ def _files(people: list[Any]) -> list[tuple[str, bytes, str]]:
         ("awkward/empty.jpg", b"", "*"),
         ("awkward/truncated.jpg", jpeg[: len(jpeg) // 2], "*"),
         ("awkward/text.jpg", b"this is no picture\n", "*"),
-        ("awkward/nobody.png", _encoded(np.tile(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], (256, 1, 3)), "PNG"), "*"),
+        (
+            "awkward/nobody.png",
+            _encoded(np.tile(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], (256, 1, 3)), "PNG"),
+            "*",
+        ),
         ("awkward/couple.png", _encoded(np.concatenate([first, second], axis=1), "PNG"), "*"),
         ("awkward/animated.gif", _animation(frames), "*"),
         ("awkward/same bytes again.jpg", jpeg, "*"),
@@ -148,9 +157,14 @@ def demo_decision(run: StepRun, edit_run: str) -> int:
     return sum(d.approved for d in said.values())
 
 
-def demo_summary(job: Job, sources: dict[str, Any], edits: dict[str, Any], released: dict[str, Any]) -> dict[str, Any]:
+def demo_summary(
+    job: Job, sources: dict[str, Any], edits: dict[str, Any], released: dict[str, Any]
+) -> dict[str, Any]:
     """The demo's figures, without time and memory, which the caller measures."""
-    figures = {name: edits[name] for name in ("n", "accuracy", "judge_accuracy", "identity", "preservation", "status", "attributes")}
+    figures = {
+        name: edits[name]
+        for name in ("n", "accuracy", "judge_accuracy", "identity", "preservation", "status", "attributes")
+    }
     return {
         "store": store_at(job.store).uri, "sources": sources, "edits": figures, "edit_run": edits["edit_run"],
         "model_calls": sum(CALLS.values()), "contact_sheet": edits["contact_sheet"], "release": released["release_id"],

@@ -17,7 +17,9 @@ from tasks.plans import Shards, read_plan, write_plans
 from tasks.runtime import editor_of, load_bundle, networks_of, settings, tick
 from tasks.step import StepRun, step
 
-CHUNK_ROWS = 64  # pictures in memory at a time; a multiple of the micro-batch, without influence on the result
+CHUNK_ROWS = (
+    64  # pictures in memory at a time; a multiple of the micro-batch, without influence on the result
+)
 
 _STRINGS = ("row_key", "recipe", "status", "reason", "edit_run", "source_id", "image_id", "face_id", "request", "before",
             "output", "pixel_sha256", "file_sha256")  # fmt: skip
@@ -38,7 +40,7 @@ class EditPlan(Config):
     Attributes:
         edit_run: Its id: the same request over the same rows has the same id.
         shards: What is left to render.
-        refused: Rows that consent does not cover; they become dropped rows.
+        refused: Of the rows to come, those that consent does not cover; they become dropped rows.
     """
 
     edit_run: str
@@ -60,9 +62,13 @@ def variants_of(requests: list[dict[str, Any]]) -> tuple[Any, ...]:
         variants = tuple(Variant(targets=request) for request in requests)
     except ValidationError as error:
         what = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
-        raise ContractError("the request", found=what, expected="attribute=VALUE with VALUE in [0, 1], or attribute=flip") from None
+        raise ContractError(
+            "the request", found=what, expected="attribute=VALUE with VALUE in [0, 1], or attribute=flip"
+        ) from None
     if not variants:
-        raise ContractError("nothing to edit", expected="at least one attribute", todo="pass --set smiling=0.9")
+        raise ContractError(
+            "nothing to edit", expected="at least one attribute", todo="pass --set smiling=0.9"
+        )
     return variants
 
 
@@ -90,7 +96,7 @@ def plan_edit(run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: boo
     edit_run = sha256_hex(canonical_json([dataset, recipe, edit_ids]))[:12]
     held = Table(store, dataset, "edits").held(recipe)
     missing = [{**item, "edit_run": edit_run} for item in items if item["row_key"] not in held]
-    refused = sum(bool(item["refused"]) for item in items)
+    refused = sum(bool(item["refused"]) for item in missing)
     counts = {"wanted": len(items), "held": len(items) - len(missing), "recipe": recipe}
     if dry_run:
         return EditPlan(edit_run=edit_run, refused=refused, shards=Shards(shards=(), **counts))
@@ -119,7 +125,9 @@ def _wanted(run: StepRun, variants: tuple[Any, ...], recipe: str, bundle: Any) -
                 expected=f"latents of encoder {str(bundle.encoder)[:12]}", found=f"{len(others)} other recipe(s)",
                 todo=f"run `sdflow invert {dataset}` again, or `sdflow models rollback`",
             )  # fmt: skip
-        raise ContractError("there are no latents to edit", where=f"dataset {dataset}", todo=f"run `sdflow invert {dataset}`")
+        raise ContractError(
+            "there are no latents to edit", where=f"dataset {dataset}", todo=f"run `sdflow invert {dataset}`"
+        )
     code_of = dict(zip(latents["face_id"].to_pylist(), latents["row_key"].to_pylist(), strict=True))
     points = Table(store, dataset, "faces").read(
         recipe=recipes.ingest(bundle).key, columns=["face_id", "points"], statuses=["kept"]
@@ -187,12 +195,24 @@ def edit_shard(run: StepRun, plan: PlanRef, config: Any) -> DatasetRef:
 
 
 def _row(recipe: str, item: dict[str, Any], attributes: tuple[str, ...]) -> dict[str, Any]:
-    same = {name: item[name] for name in ("row_key", "inputs", "edit_run", "source_id", "image_id", "face_id", "request")}
+    same = {
+        name: item[name]
+        for name in ("row_key", "inputs", "edit_run", "source_id", "image_id", "face_id", "request")
+    }
     empty = {"before": "", "output": "", "pixel_sha256": "", "file_sha256": ""}
-    return {**same, **empty, "recipe": recipe, "attributes": list(attributes), "status": "dropped", "reason": item["refused"]}
+    return {
+        **same,
+        **empty,
+        "recipe": recipe,
+        "attributes": list(attributes),
+        "status": "dropped",
+        "reason": item["refused"],
+    }
 
 
-def _rendered(run: StepRun, recipe: str, item: dict[str, Any], attributes: tuple[str, ...], done: Any, i: int) -> dict[str, Any]:
+def _rendered(
+    run: StepRun, recipe: str, item: dict[str, Any], attributes: tuple[str, ...], done: Any, i: int
+) -> dict[str, Any]:
     from sdflow_core.faces.pixels import pixel_digest, png_bytes
 
     key = item["row_key"]

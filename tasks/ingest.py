@@ -43,7 +43,9 @@ def _read_consents(consent: str, store: Store) -> ConsentList:
     folder = open_source(consent, store)
     items = list(folder.list())
     if len(items) != 1:
-        raise ContractError("the consent list", expected="one CSV file", found=f"{len(items)} files", where=consent)
+        raise ContractError(
+            "the consent list", expected="one CSV file", found=f"{len(items)} files", where=consent
+        )
     return ConsentList.read(folder.read(items[0]))
 
 
@@ -81,8 +83,13 @@ def plan_ingest(run: StepRun, source: str, consent: str) -> Shards:
             }
         )  # fmt: skip
     if wanted == 0:
-        raise ContractError("nothing to ingest", expected="at least one file", found="an empty folder", where=source,
-                            todo="check the address of the source")
+        raise ContractError(
+            "nothing to ingest",
+            expected="at least one file",
+            found="an empty folder",
+            where=source,
+            todo="check the address of the source",
+        )
     if not missing:
         run.reused(table.ref(recipe))
     shards = write_plans(run, missing, settings().shard_rows)
@@ -114,7 +121,9 @@ def ingest_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
         raise ContractError("a source was listed twice", expected=f"{len(items)} rows", found=len(sources))
     if faces:
         Table(store, dataset, "faces").commit(pa.Table.from_pylist(list(faces.values()), _FACES), run=run.run)
-    return Table(store, dataset, "sources").commit(pa.Table.from_pylist(list(sources.values()), _SOURCES), run=run.run)
+    return Table(store, dataset, "sources").commit(
+        pa.Table.from_pylist(list(sources.values()), _SOURCES), run=run.run
+    )
 
 
 def _source_id(uri: str, version: str) -> str:
@@ -128,7 +137,9 @@ def _one(
     from sdflow_core.faces.ingestion import Verdict, judge_source
 
     folder = open_source(item["source"], run.store)
-    listed = SourceItem(item["name"], item["uri"], item["size_bytes"], item["mtime_ns"], item["etag"], item["path"])
+    listed = SourceItem(
+        item["name"], item["uri"], item["size_bytes"], item["mtime_ns"], item["etag"], item["path"]
+    )
     data: list[bytes] = []
 
     def read() -> bytes:

@@ -101,6 +101,9 @@ def label_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     rows = read_plan(run.store, plan)
     scores = networks.scores(to_tensor(read_crops(run, [r["crop"] for r in rows]))).numpy()
     attributes = networks.bundle.attributes
-    columns = [*_base_columns(rows, recipe, [""] * len(rows)), *(pa.array(scores[:, i]) for i in range(len(attributes)))]
+    columns = [
+        *_base_columns(rows, recipe, [""] * len(rows)),
+        *(pa.array(scores[:, i]) for i in range(len(attributes))),
+    ]
     names = [*(name for name, _ in _BASE), *attributes]
     return Table(run.store, run.job.dataset, "labels").commit(pa.table(columns, names=names), run=run.run)

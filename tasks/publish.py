@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdflow_core.records.config import Config
 from sdflow_core.records.decisions import load_edit_run
-from sdflow_core.records.releases import release
+from sdflow_core.records.releases import locate, release
 from tasks import recipes
 from tasks.runtime import settings, store_at
 from tasks.step import StepRun, step
@@ -41,5 +41,8 @@ def publish_release(run: StepRun, edit_run: str, target: str) -> ReleaseRef:
     run.using(recipes.publish())
     done = release(run.store, edit_run, target, run.run)
     return ReleaseRef(
-        release_id=done.release_id, target=target, outputs=tuple(o.uri for o in done.outputs), withheld=dict(done.withheld)
+        release_id=done.release_id,
+        target=target,
+        outputs=tuple(locate(run.store, o.uri) for o in done.outputs),
+        withheld=dict(done.withheld),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdflow_core.records.config import as_recipe
-from sdflow_core.records.keys import recipe_document, sha256_hex, canonical_json
+from sdflow_core.records.keys import canonical_json, recipe_document, sha256_hex
 
 if TYPE_CHECKING:
     from sdflow_core.faces.ingestion import IngestConfig
@@ -61,7 +61,12 @@ def label(bundle: Bundle) -> Recipe:
 
 def train(bundle: Bundle, config: dict[str, Any]) -> Recipe:
     """An editor."""
-    models = {"generator": bundle.generator, "encoder": bundle.encoder, "labeller": bundle.labeller, "prior": bundle.prior}
+    models = {
+        "generator": bundle.generator,
+        "encoder": bundle.encoder,
+        "labeller": bundle.labeller,
+        "prior": bundle.prior,
+    }
     return _recipe("train", config, **models)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from sdflow_core.records.errors import ContractError
+from sdflow_core.records.keys import sha256_hex
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 from tasks import recipes
@@ -21,10 +23,19 @@ SHEET_ROWS_PER_VARIANT = 9
 def source_counts(store: Store, dataset: str, bundle: str) -> dict[str, Any]:
     """`{"in", "kept", "dropped", "failed", "reasons"}` of a dataset's sources; in = kept + dropped + failed, always."""
     key = recipes.ingest(load_bundle(store, bundle)).key
-    rows = Table(store, dataset, "sources").read(recipe=key, latest_by="source_id", columns=["status", "reason"])
+    rows = Table(store, dataset, "sources").read(
+        recipe=key, latest_by="source_id", columns=["status", "reason"]
+    )
     status = Counter(rows["status"].to_pylist())
-    reasons = Counter(r for r, s in zip(rows["reason"].to_pylist(), rows["status"].to_pylist(), strict=True) if s != "kept")
-    counts = {"in": rows.num_rows, "kept": status["kept"], "dropped": status["dropped"], "failed": status["failed"]}
+    reasons = Counter(
+        r for r, s in zip(rows["reason"].to_pylist(), rows["status"].to_pylist(), strict=True) if s != "kept"
+    )
+    counts = {
+        "in": rows.num_rows,
+        "kept": status["kept"],
+        "dropped": status["dropped"],
+        "failed": status["failed"],
+    }
     if counts["in"] != counts["kept"] + counts["dropped"] + counts["failed"]:
         raise ContractError("sources do not add up", expected="in = kept + dropped + failed", found=counts)
     return {**counts, "reasons": dict(reasons)}
@@ -40,7 +51,13 @@ def counted(job: Job, table: str, plan: Any) -> dict[str, Any]:
     status = Counter(rows["status"].to_pylist())
     if rows.num_rows < plan.wanted:
         raise ContractError(f"rows are missing in {table}", expected=plan.wanted, found=rows.num_rows)
-    return {"in": plan.wanted, "kept": status["kept"], "dropped": status["dropped"], "failed": status["failed"], "new": new}
+    return {
+        "in": plan.wanted,
+        "kept": status["kept"],
+        "dropped": status["dropped"],
+        "failed": status["failed"],
+        "new": new,
+    }
 
 
 def trained(job: Job, editor: Any, bundle: str) -> dict[str, Any]:
@@ -61,7 +78,12 @@ def edited(job: Job, plan: Any) -> dict[str, Any]:
     store = store_at(job.store)
     sheet = store.url(edit_run_document(store, plan.edit_run)["sheet"])
     new = plan.shards.wanted - plan.shards.held
-    return {"edit_run": plan.edit_run, "new": new, **edit_metrics(store, plan.edit_run), "contact_sheet": sheet}
+    return {
+        "edit_run": plan.edit_run,
+        "new": new,
+        **edit_metrics(store, plan.edit_run),
+        "contact_sheet": sheet,
+    }
 
 
 def rows_of_run(store: Store, document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -113,7 +135,13 @@ def edit_metrics(store: Store, edit_run: str) -> dict[str, Any]:
             judged += jury
             kept += same
     identities = [row["identity"] for row in rows if row["output"]]
-    return {**out, "accuracy": _mean(hits), "judge_accuracy": _mean(judged), "preservation": _mean(kept), "identity": _median(identities)}
+    return {
+        **out,
+        "accuracy": _mean(hits),
+        "judge_accuracy": _mean(judged),
+        "preservation": _mean(kept),
+        "identity": _median(identities),
+    }
 
 
 def _mean(values: list[Any]) -> float | None:
@@ -140,18 +168,37 @@ def contact_sheet(run: StepRun, edit_run: str) -> str:
     for targets in document["requests"]:
         request = json.dumps(targets, sort_keys=True, separators=(",", ":"))
         of = [row for row in rows if row["request"] == request]
-        chosen = [of[i] for i in np.linspace(0, len(of) - 1, min(len(of), SHEET_ROWS_PER_VARIANT)).astype(int)]
-        heading = ", ".join(f"{n}: the opposite" if t == "flip" else f"{n} to {t:g}" for n, t in sorted(targets.items()))
+        chosen = [
+            of[i] for i in np.linspace(0, len(of) - 1, min(len(of), SHEET_ROWS_PER_VARIANT)).astype(int)
+        ]
+        heading = ", ".join(
+            f"{n}: the opposite" if t == "flip" else f"{n} to {t:g}" for n, t in sorted(targets.items())
+        )
         heading = f"{heading} ({len(of)} waiting)"
         groups[heading] = [
-            SheetRow(read_png(store.read(r["before"])), read_png(store.read(r["output"])), _caption(r, targets, names)) for r in chosen
+            SheetRow(
+                read_png(store.read(r["before"])),
+                read_png(store.read(r["output"])),
+                _caption(r, targets, names),
+            )
+            for r in chosen
         ]
-    store.put(key, draw(groups, f"Edits to review: run {edit_run}", note="Before is the reconstruction that the edit starts from."))
+    store.put(
+        key,
+        draw(
+            groups,
+            f"Edits to review: run {edit_run}",
+            note="Before is the reconstruction that the edit starts from.",
+        ),
+    )
     return key
 
 
 def _caption(row: dict[str, Any], targets: dict[str, Any], names: list[str]) -> str:
-    parts = [f"{n} {row['labels_before'][names.index(n)]:.2f} to {row['labels_after'][names.index(n)]:.2f}" for n in sorted(targets)]
+    parts = [
+        f"{n} {row['labels_before'][names.index(n)]:.2f} to {row['labels_after'][names.index(n)]:.2f}"
+        for n in sorted(targets)
+    ]
     return f"{row['row_key'][:8]}  {', '.join(parts)}  identity {row['identity']:.2f}"
 
 
@@ -161,4 +208,11 @@ def report(run: StepRun, title: str, facts: dict[str, Any]) -> None:
     from prefect.artifacts import create_markdown_artifact
 
     lines = [f"# {title}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())]
-    create_markdown_artifact(key=f"sdflow-{run.job.dataset.replace('_', '-').replace('/', '-').lower()}", markdown="\n".join(lines))
+    # Prefect allows lower-case letters, digits and dashes; a name of other letters keeps a digest to stay unique
+    plain = re.sub(r"[^a-z0-9]+", "-", f"{run.job.dataset} {title}".lower()).strip("-")
+    key = (
+        f"sdflow-{plain}"
+        if run.job.dataset.isascii()
+        else f"sdflow-{plain}-{sha256_hex(run.job.dataset.encode())[:8]}"
+    )
+    create_markdown_artifact(key=key.rstrip("-"), markdown="\n".join(lines))

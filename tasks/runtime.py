@@ -94,11 +94,12 @@ def pin_bundle(store: Store) -> Bundle:
     bundle = Bundles(store).current()
     if bundle is None:
         raise ContractError(
-            "no models are promoted in this store", where=store.uri,
+            "no models are promoted in this store",
+            where=store.uri,
             todo="sdflow models accept-licence, then sdflow models promote embedded; or import your own",
         )
     check_licences(store, bundle)
-    store.create(f"models/bundles/by-digest/{bundle.digest}.json", canonical_json(bundle.model_dump(mode="json")))
+    store.create(f"models/pinned/{bundle.digest}.json", canonical_json(bundle.model_dump(mode="json")))
     return bundle
 
 
@@ -106,7 +107,7 @@ def load_bundle(store: Store, digest: str) -> Bundle:
     """A bundle that some run pinned."""
     from sdflow_core.weights.model_store import Bundle
 
-    return Bundle.model_validate_json(store.read(f"models/bundles/by-digest/{digest}.json"))
+    return Bundle.model_validate_json(store.read(f"models/pinned/{digest}.json"))
 
 
 def check_licences(store: Store, bundle: Bundle) -> None:
@@ -124,7 +125,9 @@ def check_licences(store: Store, bundle: Bundle) -> None:
         licence = models.card(digest).get("licence_id")
         if licence and not licences.accepted(licence):
             raise PolicyError(
-                f"the licence of the {kind} was not accepted in this store", found=licence, where=store.uri,
+                f"the licence of the {kind} was not accepted in this store",
+                found=licence,
+                where=store.uri,
                 todo=f"read it with `sdflow models show {digest[:12]}`, then `sdflow models accept-licence {licence} --by NAME`",
             )
 

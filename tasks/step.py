@@ -49,7 +49,9 @@ class StepRun:
     job: Job
     run: str
     name: str
-    facts: dict[str, Any] = field(default_factory=dict[str, Any], compare=False)  # what COMPLETE will say beside its outputs
+    facts: dict[str, Any] = field(
+        default_factory=dict[str, Any], compare=False
+    )  # what COMPLETE will say beside its outputs
 
     @property
     def store(self) -> Store:
@@ -69,9 +71,16 @@ class StepRun:
 
 def _emit(run: StepRun, event: Any, **facts: Any) -> None:
     Lineage(run.store).emit(
-        event, run=run.run, job=run.name, parent=run.job.parent, inputs=facts.get("inputs", []),
-        outputs=facts.get("outputs", []), recipe=facts.get("recipe"), bundle=run.job.bundle or None,
-        config=facts.get("config"), error=facts.get("error"),
+        event,
+        run=run.run,
+        job=run.name,
+        parent=run.job.parent,
+        inputs=facts.get("inputs", []),
+        outputs=facts.get("outputs", []),
+        recipe=facts.get("recipe"),
+        bundle=run.job.bundle or None,
+        config=facts.get("config"),
+        error=facts.get("error"),
     )
 
 
@@ -117,8 +126,13 @@ def step(
         del body.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
         body.__annotations__ = {}
         return task(
-            name=name, retries=retries, retry_delay_seconds=[1, 5][:retries] or None, retry_condition_fn=_worth_retrying,
-            persist_result=False, cache_policy=NO_CACHE, log_prints=False,
+            name=name,
+            retries=retries,
+            retry_delay_seconds=[1, 5][:retries] or None,
+            retry_condition_fn=_worth_retrying,
+            persist_result=False,
+            cache_policy=NO_CACHE,
+            log_prints=False,
         )(body)  # pyright: ignore[reportReturnType]
 
     return decorate

@@ -12,11 +12,18 @@ from tasks.runtime import pin_bundle, settings, store_at
 from tasks.step import Job
 
 # Prefect keeps nothing of ours: results are references, and the records decide what is done.
-QUIET: dict[str, Any] = {"persist_result": False, "log_prints": False, "validate_parameters": True, "retries": 0}
+QUIET: dict[str, Any] = {
+    "persist_result": False,
+    "log_prints": False,
+    "validate_parameters": True,
+    "retries": 0,
+}
 
 
 @contextmanager
-def story(name: str, dataset: str, store: str = "", parent: str = "", *, bundle: bool = True) -> Iterator[Job]:
+def story(
+    name: str, dataset: str, store: str = "", parent: str = "", *, bundle: bool = True
+) -> Iterator[Job]:
     """START, then COMPLETE or FAIL, around a flow's body.
 
     Args:

@@ -73,10 +73,15 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
         row = editors.find(key)
         assert row is not None
         return EditorRef(digest=row["editor"], row_key=key)
-    rows = latents.read(recipe=of_latents, columns=["row_key", "w_plus"], statuses=["kept"]).sort_by("row_key")
+    rows = latents.read(recipe=of_latents, columns=["row_key", "w_plus"], statuses=["kept"]).sort_by(
+        "row_key"
+    )
     if rows.num_rows == 0:
-        raise ContractError("there are no latents to train on", where=f"dataset {dataset}",
-                            todo="run `sdflow invert` with the bundle that is promoted now")
+        raise ContractError(
+            "there are no latents to train on",
+            where=f"dataset {dataset}",
+            todo="run `sdflow invert` with the bundle that is promoted now",
+        )
     data = make_training_set(networks, torch.from_numpy(wplus_numpy(rows, "w_plus").copy()), config)
     checkpoint = _Checkpoint(store, f"private/training/{key}/checkpoint.bin")
     networks.calls["training"] += 1
@@ -90,7 +95,7 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
     metrics = {n: sum(h[n] for h in last if n in h) / sum(n in h for h in last) for n in names}
     card = {
         "title": f"SDFlow editor of dataset {dataset}", "attributes": list(bundle.attributes), "recipe": recipe, "inputs": inputs,
-        "bundle": run.job.bundle, "training_rows": len(data.codes), "dataset_rows": rows.num_rows, "final_losses": metrics,
+        "encoder": networks.digest("encoder"), "bundle": run.job.bundle, "training_rows": len(data.codes), "dataset_rows": rows.num_rows, "final_losses": metrics,
     }  # fmt: skip
     digest = ModelStore(store).add("editor", editor.to_bytes(), card)
     row = {
@@ -110,7 +115,9 @@ def promote_editor(run: StepRun, editor: EditorRef, by: str) -> str:
     if current is None:
         raise ContractError("no models are promoted in this store", where=run.store.uri)
     if current.editor != editor.digest:
-        bundles.promote(current.model_copy(update={"editor": editor.digest}), by, f"editor trained on {run.job.dataset}")
+        bundles.promote(
+            current.model_copy(update={"editor": editor.digest}), by, f"editor trained on {run.job.dataset}"
+        )
     promoted = bundles.current()
     assert promoted is not None
     return promoted.digest

@@ -1,4 +1,4 @@
-"""A small store with a finished edit run, made by hand through the real tables: what decisions and releases start from."""
+"""A small store with a finished edit run, made by hand through the real tables."""
 
 from __future__ import annotations
 
@@ -153,9 +153,16 @@ def make_edits(store: Store, count: int = 3) -> Edited:
         )
     edit_ids = _commit(store, "edits", "edit", edits)
     document = {
-        "edit_run": EDIT_RUN, "dataset": "people", "recipe": _recipe(store, "edit"), "requests": [json.loads(request)],
-        "edit_ids": edit_ids, "bundle": "9" * 64, "editor": EDITOR, "attributes": ["smiling"], "sheet": "sheet.png",
-    }  # fmt: skip
+        "edit_run": EDIT_RUN,
+        "dataset": "people",
+        "recipe": _recipe(store, "edit"),
+        "requests": [json.loads(request)],
+        "edit_ids": edit_ids,
+        "bundle": "9" * 64,
+        "editor": EDITOR,
+        "attributes": ["smiling"],
+        "sheet": "sheet.png",
+    }
     store.create(f"private/edit_runs/{EDIT_RUN}.json", canonical_json(document))
     store.put(f"private/edit_runs/{EDIT_RUN}/note.json", b"{}")
     _told(store)

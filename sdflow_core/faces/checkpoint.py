@@ -35,7 +35,13 @@ def _registry() -> dict[str, Any]:
     # resolved on use: every network module imports this one
     from sdflow_core.faces import encoder, generator, labeller, prior
 
-    classes: list[Any] = [generator.Generator, encoder.Encoder, labeller.Labeller, labeller.JudgeNetwork, prior.Prior]
+    classes: list[Any] = [
+        generator.Generator,
+        encoder.Encoder,
+        labeller.Labeller,
+        labeller.JudgeNetwork,
+        prior.Prior,
+    ]
     return {c.kind: c for c in classes}
 
 
@@ -54,7 +60,11 @@ def save_model(model: nn.Module, *, half: bool = False) -> bytes:
     for name, value in sorted(model.state_dict().items()):
         value = value.detach().cpu().contiguous()
         tensors[name] = value.half() if half and value.is_floating_point() else value
-    meta = {"sdflow": json.dumps({"kind": saved.kind, "config": saved.config.model_dump(mode="json")}, sort_keys=True)}
+    meta = {
+        "sdflow": json.dumps(
+            {"kind": saved.kind, "config": saved.config.model_dump(mode="json")}, sort_keys=True
+        )
+    }
     return _save_tensors(tensors, metadata=meta)
 
 
@@ -70,7 +80,9 @@ def read_header(data: bytes) -> dict[str, Any]:
         return json.loads(header["__metadata__"]["sdflow"])
     except (ValueError, KeyError, TypeError) as error:
         raise ContractError(
-            "not a model file of this project", expected="safetensors with an `sdflow` header", found=f"{len(data)} bytes"
+            "not a model file of this project",
+            expected="safetensors with an `sdflow` header",
+            found=f"{len(data)} bytes",
         ) from error
 
 

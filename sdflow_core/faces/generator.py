@@ -52,7 +52,9 @@ class GeneratorConfig(NetworkConfig):
 class EqualLinear(nn.Module):
     """Linear layer with run-time weight scaling (equalised learning rate)."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias_init: float = 0.0, lr_mul: float = 1.0) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, bias_init: float = 0.0, lr_mul: float = 1.0
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_mul)
         self.bias = nn.Parameter(torch.full((out_features,), bias_init))
@@ -86,7 +88,9 @@ class ModulatedConv(nn.Module):
     ordinary convolution serves the whole batch.
     """
 
-    def __init__(self, cin: int, cout: int, kernel: int, style_dim: int, *, demodulate: bool = True, up: bool = False):
+    def __init__(
+        self, cin: int, cout: int, kernel: int, style_dim: int, *, demodulate: bool = True, up: bool = False
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel))
         self.affine = EqualLinear(style_dim, cin, bias_init=1.0)
@@ -215,7 +219,9 @@ class Generator(nn.Module):
             ContractError: This model has no mapping network (its prior is a fitted density, `faces.prior`).
         """
         if self.mapping is None:
-            raise ContractError("generator without mapping network", todo="sample from its prior (faces.prior.Prior)")
+            raise ContractError(
+                "generator without mapping network", todo="sample from its prior (faces.prior.Prior)"
+            )
         rows = self.mapping(z)[:, None, :].expand(-1, self.num_rows, -1)
         return self.mean_w + truncation * (rows - self.mean_w)
 

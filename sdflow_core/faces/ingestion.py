@@ -69,13 +69,17 @@ def align_bytes(data: bytes, find: Callable[[Pixels], list[Face]], config: Inges
     face = faces[0]
     distance = float(np.linalg.norm(face.points[1] - face.points[0]))
     if distance < config.min_eye_distance_px:
-        raise Rejected(f"face too small: eyes {distance:.0f} px apart, at least {config.min_eye_distance_px:.0f} needed")
+        raise Rejected(
+            f"face too small: eyes {distance:.0f} px apart, at least {config.min_eye_distance_px:.0f} needed"
+        )
     quad = quad_from_points(face.points, config.template_scale)
     size = config.resolution
     return Aligned(crop(picture, quad, size), quad, points_in_crop(face.points, quad, size), face.score)
 
 
-def judge_source(read: Callable[[], bytes], find: Callable[[Pixels], list[Face]], config: IngestConfig) -> Verdict:
+def judge_source(
+    read: Callable[[], bytes], find: Callable[[Pixels], list[Face]], config: IngestConfig
+) -> Verdict:
     """Read one source and decide.
 
     Args:

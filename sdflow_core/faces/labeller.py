@@ -66,7 +66,9 @@ class AttributeNetwork(nn.Module):
         """
         size = self.config.resolution
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
-            raise ContractError("labeller input", expected=f"[B, 3, {size}, {size}]", found=list(images.shape))
+            raise ContractError(
+                "labeller input", expected=f"[B, 3, {size}, {size}]", found=list(images.shape)
+            )
         return self.head_of(self.features(images)[-1])
 
     def scores(self, images: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ class Networks:
         """
         digest = getattr(self.bundle, kind)
         if not isinstance(digest, str):
-            raise ContractError(f"the bundle has no {kind}", todo="promote a bundle that has one: sdflow models list")
+            raise ContractError(
+                f"the bundle has no {kind}", todo="promote a bundle that has one: sdflow models list"
+            )
         return digest
 
     def _bytes(self, kind: str) -> bytes:

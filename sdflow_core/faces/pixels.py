@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,9 +110,12 @@ def read_text(data: bytes) -> dict[str, str]:
         return {}
     try:
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                return {}  # `text` decodes the whole file, to find chunks behind the pixels
-            return {str(keyword): str(value) for keyword, value in picture.text.items()}
+            # `text` decodes the whole file to find chunks behind the pixels; those in front are known.
+            found = {key: str(value) for key, value in picture.info.items() if isinstance(value, str)}
+            if picture.width * picture.height <= MAX_PIXELS:
+                with suppress(Exception):  # a cut file still says what it claims to be
+                    found = {str(key): str(value) for key, value in picture.text.items()}
+            return {str(key): value for key, value in found.items()}
     except Exception:  # a file of unknown origin: broken metadata is no metadata
         return {}
 

@@ -44,7 +44,9 @@ class Prior(nn.Module):
         """
         n, rows, dim = codes.shape
         if n <= factors or not bool(torch.isfinite(codes).all()):
-            raise ContractError("codes to fit a prior to", expected=f"more than {factors} finite codes", found=f"{n} codes")
+            raise ContractError(
+                "codes to fit a prior to", expected=f"more than {factors} finite codes", found=f"{n} codes"
+            )
         prior = cls(PriorConfig(num_rows=rows, style_dim=dim, factors=factors))
         flat = codes.reshape(n, -1).double()
         mean = flat.mean(0)

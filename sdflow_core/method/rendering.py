@@ -89,7 +89,9 @@ def check_variant(variant: Variant, attributes: tuple[str, ...]) -> None:
     unknown = [name for name in variant.targets if name not in attributes]
     if unknown:
         raise ContractError(
-            "unknown attribute", expected=f"one of {', '.join(attributes)}", found=", ".join(unknown),
+            "unknown attribute",
+            expected=f"one of {', '.join(attributes)}",
+            found=", ".join(unknown),
             todo="choose one of the expected, or train an editor with labels for it",
         )
 
@@ -136,8 +138,17 @@ def render_edits(
         index = attributes.index(name)
         wanted = wanted_scores(variant.targets[name], labels_before[:, index], config.flip_to)
         found = search_strength(
-            editor, codes, None, index, wanted, networks.render, networks.scores, config.strengths,
-            s_before=s, scores_before=labels, micro_batch=config.micro_batch,
+            editor,
+            codes,
+            None,
+            index,
+            wanted,
+            networks.render,
+            networks.scores,
+            config.strengths,
+            s_before=s,
+            scores_before=labels,
+            micro_batch=config.micro_batch,
         )
         networks.calls["flow"] += 1
         codes, pictures, labels = found.edited.w_plus, found.images, found.scores
@@ -151,9 +162,21 @@ def render_edits(
     held = [i for i, name in enumerate(attributes) if name not in variant.targets]
     drift = (labels - labels_before).abs()[:, held].mean(1) if held else torch.zeros(len(labels))
     return RenderedEdits(
-        codes, before, after, s_before, s, labels_before, labels,
-        networks.judged(reconstruction), networks.judged(pictures), strength, identity,
-        [_gate(bool(r), float(i), float(d), config) for r, i, d in zip(reached, identity, drift, strict=True)],
+        codes,
+        before,
+        after,
+        s_before,
+        s,
+        labels_before,
+        labels,
+        networks.judged(reconstruction),
+        networks.judged(pictures),
+        strength,
+        identity,
+        [
+            _gate(bool(r), float(i), float(d), config)
+            for r, i, d in zip(reached, identity, drift, strict=True)
+        ],
     )
 
 

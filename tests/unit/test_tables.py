@@ -271,11 +271,11 @@ class Dying(LocalStore):
             raise PlugPulled
         return done
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         dies = self._count()
         if dies and not self.after:
             raise PlugPulled
-        super().put(key, data)
+        super().put(key, data, durable=durable)
         if dies:
             raise PlugPulled
 

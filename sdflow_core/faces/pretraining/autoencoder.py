@@ -64,7 +64,9 @@ class AutoencoderTraining:
         config: What to train.
     """
 
-    def __init__(self, images: npt.NDArray[np.uint8], features: AttributeNetwork, config: AutoencoderConfig) -> None:
+    def __init__(
+        self, images: npt.NDArray[np.uint8], features: AttributeNetwork, config: AutoencoderConfig
+    ) -> None:
         if len(images) < 500:
             raise ContractError("images to pretrain on", expected="at least 500", found=len(images))
         self.config, self.images, self.teacher = config, images, features
@@ -77,12 +79,22 @@ class AutoencoderTraining:
         self.ema_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.optimiser = torch.optim.Adam(
             [
-                {"params": list(self.generator.parameters()), "lr": config.lr_generator, "base": config.lr_generator},
-                {"params": list(self.encoder.parameters()), "lr": config.lr_encoder, "base": config.lr_encoder},
+                {
+                    "params": list(self.generator.parameters()),
+                    "lr": config.lr_generator,
+                    "base": config.lr_generator,
+                },
+                {
+                    "params": list(self.encoder.parameters()),
+                    "lr": config.lr_encoder,
+                    "base": config.lr_encoder,
+                },
             ],
             betas=(0.5, 0.99),
         )
-        self.optimiser_d = torch.optim.Adam(self.discriminator.parameters(), lr=config.lr_discriminator, betas=(0.0, 0.99))
+        self.optimiser_d = torch.optim.Adam(
+            self.discriminator.parameters(), lr=config.lr_discriminator, betas=(0.0, 0.99)
+        )
         self.rng = torch.Generator().manual_seed(config.seed + 1)
         self.done = 0
         self.prior: Prior | None = None
@@ -163,7 +175,10 @@ class AutoencoderTraining:
                 logits, got = self.discriminator(torch.cat([y, sampled.to(y.dtype)]))
                 n = len(x)
                 matching = sum(
-                    ((a[:n].float() - b.float()).abs().mean() / b.float().abs().mean().clamp_min(1e-3) for a, b in zip(got, wanted, strict=True)),
+                    (
+                        (a[:n].float() - b.float()).abs().mean() / b.float().abs().mean().clamp_min(1e-3)
+                        for a, b in zip(got, wanted, strict=True)
+                    ),
                     torch.zeros(()),
                 ) / len(got)
                 logits = logits.float()
@@ -171,14 +186,22 @@ class AutoencoderTraining:
                 loss = loss + c.weight_matching * matching + c.weight_adversarial * fool
                 out |= {"matching": float(matching.detach()), "fool": float(fool.detach())}
         if not bool(torch.isfinite(loss)):
-            raise ContractError("pretraining diverged", found="a loss that is not finite", where=f"step {self.done}",
-                                todo="lower the learning rates; the last saved state is good")
+            raise ContractError(
+                "pretraining diverged",
+                found="a loss that is not finite",
+                where=f"step {self.done}",
+                todo="lower the learning rates; the last saved state is good",
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         for group in self.optimiser.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 2.0)
         self.optimiser.step()
-        out |= {"loss": float(loss.detach()), "mse": float(F.mse_loss(y.detach().float(), x)), "w": float(w_size.detach())}
+        out |= {
+            "loss": float(loss.detach()),
+            "mse": float(F.mse_loss(y.detach().float(), x)),
+            "w": float(w_size.detach()),
+        }
         if adversarial and self.done % c.discriminator_every == 0:
             self.discriminator.requires_grad_(True)
             fake = torch.cat([y.detach().float(), sampled.detach().float()])
@@ -222,11 +245,17 @@ class AutoencoderTraining:
         buffer = io.BytesIO()
         torch.save(
             {
-                "done": self.done, "rng": self.rng.get_state(), "torch_rng": torch.get_rng_state(),
-                "generator": self.generator.state_dict(), "encoder": self.encoder.state_dict(),
-                "discriminator": self.discriminator.state_dict(), "ema_generator": self.ema_generator.state_dict(),
-                "ema_encoder": self.ema_encoder.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "optimiser_d": self.optimiser_d.state_dict(), "prior": None if self.prior is None else self.prior.state_dict(),
+                "done": self.done,
+                "rng": self.rng.get_state(),
+                "torch_rng": torch.get_rng_state(),
+                "generator": self.generator.state_dict(),
+                "encoder": self.encoder.state_dict(),
+                "discriminator": self.discriminator.state_dict(),
+                "ema_generator": self.ema_generator.state_dict(),
+                "ema_encoder": self.ema_encoder.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "optimiser_d": self.optimiser_d.state_dict(),
+                "prior": None if self.prior is None else self.prior.state_dict(),
             },
             buffer,
         )
@@ -235,7 +264,15 @@ class AutoencoderTraining:
     def restore(self, data: bytes) -> None:
         """Go on from `state()`."""
         saved: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
-        for name in ("generator", "encoder", "discriminator", "ema_generator", "ema_encoder", "optimiser", "optimiser_d"):
+        for name in (
+            "generator",
+            "encoder",
+            "discriminator",
+            "ema_generator",
+            "ema_encoder",
+            "optimiser",
+            "optimiser_d",
+        ):
             getattr(self, name).load_state_dict(saved[name])
         self.rng.set_state(saved["rng"])
         torch.set_rng_state(saved["torch_rng"])

@@ -22,7 +22,9 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     flip = torch.rand(b, generator=rng) < 0.5
     images = torch.where(flip[:, None, None, None], images.flip(3), images)
     dy, dx = (int(v) for v in torch.randint(-2, 3, (2,), generator=rng))
-    images = F.pad(images, (2, 2, 2, 2), mode="reflect")[:, :, 2 + dy : 2 + dy + images.shape[2], 2 + dx : 2 + dx + images.shape[3]]
+    images = F.pad(images, (2, 2, 2, 2), mode="reflect")[
+        :, :, 2 + dy : 2 + dy + images.shape[2], 2 + dx : 2 + dx + images.shape[3]
+    ]
     gain = 1.0 + 0.4 * (torch.rand(b, 1, 1, 1, generator=rng) - 0.5)
     shift = 0.4 * (torch.rand(b, 1, 1, 1, generator=rng) - 0.5)
     images = images * gain + shift
@@ -77,7 +79,12 @@ def train_classifier(
             logits = network.logits(augment(x, rng).contiguous(memory_format=torch.channels_last))
         loss = F.binary_cross_entropy_with_logits(logits.float(), target[index])
         if not bool(torch.isfinite(loss)):
-            raise ContractError("classifier training diverged", found=f"loss {float(loss)}", where=f"step {step}", todo="lower lr")
+            raise ContractError(
+                "classifier training diverged",
+                found=f"loss {float(loss)}",
+                where=f"step {step}",
+                todo="lower lr",
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
@@ -87,7 +94,9 @@ def train_classifier(
     network.eval().requires_grad_(False)
 
 
-def predict(network: AttributeNetwork, images: npt.NDArray[np.uint8], batch: int = 256) -> npt.NDArray[np.float32]:
+def predict(
+    network: AttributeNetwork, images: npt.NDArray[np.uint8], batch: int = 256
+) -> npt.NDArray[np.float32]:
     """Scores of uint8 images: [N, H, W, 3] -> [N, A]."""
     out: list[npt.NDArray[np.float32]] = []
     with torch.no_grad():

@@ -67,7 +67,9 @@ def read_labels(data: bytes, attributes: tuple[str, ...]) -> dict[str, list[floa
     columns = {c.lower(): c for c in reader.fieldnames or []}
     missing = [a for a in ("path", *attributes) if a.lower() not in columns]
     if missing:
-        raise ContractError("label CSV", expected=f"columns path, {', '.join(attributes)}", found=f"no column {missing}")
+        raise ContractError(
+            "label CSV", expected=f"columns path, {', '.join(attributes)}", found=f"no column {missing}"
+        )
     out: dict[str, list[float]] = {}
     for line, row in enumerate(reader, start=2):
         name = row[columns["path"]]
@@ -81,7 +83,9 @@ def read_labels(data: bytes, attributes: tuple[str, ...]) -> dict[str, list[floa
             except (TypeError, ValueError):
                 value = float("nan")
             if not 0.0 <= value <= 1.0:
-                raise ContractError("label CSV", expected="a number in [0, 1]", found=raw, where=f"line {line}, column {a}")
+                raise ContractError(
+                    "label CSV", expected="a number in [0, 1]", found=raw, where=f"line {line}, column {a}"
+                )
             values.append(value)
         out[name] = values
     return out
@@ -128,7 +132,12 @@ def load_faces(
             dropped[str(reason)] = dropped.get(str(reason), 0) + 1
             continue
         middle = np.array([picture.shape[1] / 2, picture.shape[0] / 2])
-        face = min(faces, key=lambda f: float(np.linalg.norm(f.points.mean(0) - middle)) / float(np.sqrt(f.box[2] * f.box[3])))
+        face = min(
+            faces,
+            key=lambda f: (
+                float(np.linalg.norm(f.points.mean(0) - middle)) / float(np.sqrt(f.box[2] * f.box[3]))
+            ),
+        )
         images.append(crop(picture, quad_from_points(face.points, template_scale), size))
         row = by_tail.get("/".join(name.split("/")[-2:]))
         matched += row is not None

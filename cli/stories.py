@@ -1,0 +1,261 @@
+"""`sdflow demo | ingest | invert | label | train | edit | publish`: each runs one flow, on a quiet server of its own if need be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from cli.output import State, progress, result, state, table
+
+__all__ = ["register"]
+
+_Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the dataset.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (demo, ingest, invert, label, train, edit, publish):
+        app.command(command.__name__)(command)
+
+
+def _run(now: State, flow: Callable[[], Any], title: str) -> Any:
+    """Run a flow under a server, with a progress bar where somebody waits."""
+    from cli.server import prefect_server
+
+    store = now.store()
+    store.check_writable()  # before a server is started for nothing
+    with prefect_server(now.store_uri), progress(now, title) as bar:
+        from tasks.runtime import listening
+
+        phase = ["", 0]
+
+        def listen(what: str, done: int, total: int) -> None:
+            if phase[0] != what or done < int(phase[1]):
+                bar.rename(what, total)
+                phase[:] = [what, 0]
+            bar.advance(done - int(phase[1]))
+            phase[1] = done
+
+        with listening(listen):
+            return flow()
+
+
+def _peak_mb() -> int:
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def _facts(title: str, facts: dict[str, Any]) -> Callable[[], None]:
+    def show() -> None:
+        rows = [
+            (k, v if not isinstance(v, dict) else ", ".join(f"{a}: {b}" for a, b in v.items()))
+            for k, v in facts.items()
+        ]
+        table(title, ("what", "found"), rows)
+
+    return show
+
+
+def demo(
+    context: typer.Context,
+    images: Annotated[
+        int, typer.Option("--images", min=8, max=5000, help="How many synthetic people.")
+    ] = 200,
+    steps: Annotated[int, typer.Option("--training-steps", min=1, hidden=True)] = 0,
+) -> None:
+    """Run everything on people who do not exist: ingest, invert, label, train, edit, decide, publish, audit."""
+    now = state(context)
+    started = time.monotonic()
+
+    def flow() -> Any:
+        from flows.demo import demo as story
+
+        small = {"training": {"steps": steps, "checkpoint_every": 2}, "prior_samples": 200} if steps else None
+        return story(images=images, store=now.store_uri, training=small)
+
+    facts = _run(now, flow, "demo")
+    facts = {**facts, "seconds": round(time.monotonic() - started, 1), "peak_mb": _peak_mb()}
+    result(now, facts, lambda: _show_demo(now, facts))
+
+
+def _show_demo(now: State, facts: dict[str, Any]) -> None:
+    from cli.audit import show
+    from sdflow_core.records.audit import audit
+
+    sources, edits = facts["sources"], facts["edits"]
+    reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(sources["reasons"].items()))
+    table(
+        "The demo", ("what", "found"),
+        [
+            ("sources", f"{sources['in']} in = {sources['kept']} kept + {sources['dropped']} dropped + {sources['failed']} to try again"),
+            ("dropped because", reasons),
+            ("edits", f"{edits['n']}: " + ", ".join(f"{n} {s}" for s, n in edits["status"].items())),
+            ("contact sheet", facts["contact_sheet"]),
+            ("released", f"{len(facts['released'])} pictures, release {facts['release']}"),
+            ("cost", f"{facts['seconds']} s, {facts['peak_mb']} MB at most, {facts['model_calls']} model calls"),
+        ],
+    )  # fmt: skip
+    rows = [
+        (n, m["n"], m["accuracy"], m["judge_accuracy"], m["preservation"], m["identity"])
+        for n, m in edits["attributes"].items()
+    ]
+    rows.append(
+        (
+            "all",
+            edits["n"],
+            edits["accuracy"],
+            edits["judge_accuracy"],
+            edits["preservation"],
+            edits["identity"],
+        )
+    )
+    table(
+        "Edits: accuracy by the labeller and by a judge it never met, others preserved (judge), identity (SFace cosine, median)",
+        ("attribute", "edits", "accuracy", "judge", "preserved", "identity"), rows,
+    )  # fmt: skip
+    if facts["released"]:
+        print("One released picture, walked back:\n")
+        show(audit(now.store(), facts["released"][0]))
+
+
+def ingest(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or prefix of pictures.")],
+    name: Annotated[str, typer.Option("--name", metavar="DATASET", help="Name of the dataset.")],
+    consent: Annotated[
+        str,
+        typer.Option("--consent", metavar="FILE", help="CSV: source,subject,attributes,expires,evidence."),
+    ],
+) -> None:
+    """Take pictures in: every file becomes a row, kept or dropped with a reason."""
+    now = state(context)
+
+    def flow() -> Any:
+        from flows.ingest import ingest as story
+
+        return story(dataset=name, source=source, consent=consent, store=now.store_uri)
+
+    facts = _run(now, flow, "ingest")
+    result(now, facts, _facts(f"Ingested into {name}", facts))
+
+
+def invert(context: typer.Context, dataset: _Dataset) -> None:
+    """Encode every kept face to a W+ latent."""
+    now = state(context)
+
+    def flow() -> Any:
+        from flows.invert import invert as story
+
+        return story(dataset=dataset, store=now.store_uri)
+
+    facts = _run(now, flow, "invert")
+    result(now, facts, _facts(f"Latents of {dataset}", facts))
+
+
+def label(context: typer.Context, dataset: _Dataset) -> None:
+    """Score every kept face."""
+    now = state(context)
+
+    def flow() -> Any:
+        from flows.label import label as story
+
+        return story(dataset=dataset, store=now.store_uri)
+
+    facts = _run(now, flow, "label")
+    result(now, facts, _facts(f"Labels of {dataset}", facts))
+
+
+def train(
+    context: typer.Context,
+    dataset: _Dataset,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
+    prior_samples: Annotated[
+        int | None, typer.Option("--prior-samples", min=0, help="People drawn from the prior.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of every random draw.")] = None,
+) -> None:
+    """Train an editor on the dataset and promote it; a killed training goes on where it stopped."""
+    now = state(context)
+    training = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
+    config: dict[str, Any] = {"training": training} if training else {}
+    if prior_samples is not None:
+        config["prior_samples"] = prior_samples
+
+    def flow() -> Any:
+        from flows.train import train as story
+
+        return story(dataset=dataset, config=config, store=now.store_uri)
+
+    facts = _run(now, flow, "train")
+    result(now, facts, _facts(f"Editor of {dataset}", facts))
+
+
+def edit(
+    context: typer.Context,
+    dataset: _Dataset,
+    targets: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="smiling=0.9 or smiling=flip; repeat for several at once."
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many rows it would be; write no edit.")
+    ] = False,
+) -> None:
+    """Edit every source by the request its consent covers; the edits wait for a decision."""
+    now = state(context)
+    request = _request(targets)
+
+    def flow() -> Any:
+        from flows.edit import edit as story
+
+        return story(dataset=dataset, requests=[request], dry_run=dry_run, store=now.store_uri)
+
+    facts = _run(now, flow, "edit")
+    result(now, facts, _facts(f"Edits of {dataset}", facts))
+
+
+def _request(targets: list[str]) -> dict[str, float | str]:
+    from sdflow_core.records.errors import ContractError
+
+    request: dict[str, float | str] = {}
+    for target in targets:
+        name, equals, value = target.partition("=")
+        try:
+            number: float | str = "flip" if value == "flip" else float(value)
+        except ValueError:
+            equals = ""
+            number = 0.0
+        if not equals or not name or name in request:
+            raise ContractError(
+                "--set", expected="NAME=VALUE, each name once, VALUE a number in [0, 1] or flip", found=target
+            )
+        if number != "flip" and not 0.0 <= float(number) <= 1.0:
+            raise ContractError(f"the strength asked of {name}", expected="a value in [0, 1], or flip", found=value,
+                                todo="0 is certainly absent, 1 certainly present, as the labeller reads it")  # fmt: skip
+        request[name] = number
+    return request
+
+
+def publish(
+    context: typer.Context,
+    edit_run: Annotated[str, typer.Argument(metavar="EDIT_RUN", help="Id of the edit run.")],
+    to: Annotated[str, typer.Option("--to", metavar="URI", help="Folder or prefix that receives the files.")],
+) -> None:
+    """Release what was approved, and nothing else."""
+    now = state(context)
+
+    def flow() -> Any:
+        from flows.publish import publish as story
+
+        return story(edit_run=edit_run, target=to, store=now.store_uri)
+
+    facts = _run(now, flow, "publish")
+    result(now, facts, _facts("Released", facts))
