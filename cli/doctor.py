@@ -45,8 +45,14 @@ def doctor(
     now = state(context)
     store = now.store()
     looks: list[Callable[[Store], Iterator[Check]]] = [
-        _versions, _writable, _disk, _models, _licences, _journals, _prefect,
-    ]  # fmt: skip
+        _versions,
+        _writable,
+        _disk,
+        _models,
+        _licences,
+        _journals,
+        _prefect,
+    ]
     if deep:
         looks.append(_shards)
     checks: list[Check] = []

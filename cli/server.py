@@ -55,11 +55,16 @@ def prefect_server(store_uri: str) -> Iterator[str]:
     logging_file = home / "logging.yml"
     logging_file.write_text(_LOGGING.replace("PATH", str(home / "client.log")))
     quiet = {
-        "PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "profiles.toml"), "PREFECT_LOGGING_LEVEL": "WARNING",
-        "PREFECT_LOGGING_SETTINGS_PATH": str(logging_file), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
-        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false", "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_SETTINGS_PATH": str(logging_file),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+        "PREFECT_CLI_PROMPT": "false",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
-    }  # fmt: skip
+    }
     configured = os.environ.get("PREFECT_API_URL")
     if configured:
         os.environ.update({k: v for k, v in quiet.items() if k not in os.environ})
@@ -72,9 +77,17 @@ def prefect_server(store_uri: str) -> Iterator[str]:
     with log.open("ab") as out:
         server = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,
-            env={**os.environ, "PREFECT_SERVER_UI_ENABLED": "false", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"},
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+            env={
+                **os.environ,
+                "PREFECT_SERVER_UI_ENABLED": "false",
+                "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+            },
+        )
     try:
         _wait(server, url, log)
         os.environ["PREFECT_API_URL"] = url

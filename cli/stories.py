@@ -67,7 +67,7 @@ def demo(
     images: Annotated[
         int, typer.Option("--images", min=8, max=5000, help="How many synthetic people.")
     ] = 200,
-    steps: Annotated[int, typer.Option("--training-steps", min=1, hidden=True)] = 0,
+    steps: Annotated[int | None, typer.Option("--training-steps", min=1, hidden=True)] = None,
 ) -> None:
     """Run everything on people who do not exist: ingest, invert, label, train, edit, decide, publish, audit."""
     now = state(context)
@@ -91,16 +91,23 @@ def _show_demo(now: State, facts: dict[str, Any]) -> None:
     sources, edits = facts["sources"], facts["edits"]
     reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(sources["reasons"].items()))
     table(
-        "The demo", ("what", "found"),
+        "The demo",
+        ("what", "found"),
         [
-            ("sources", f"{sources['in']} in = {sources['kept']} kept + {sources['dropped']} dropped + {sources['failed']} to try again"),
+            (
+                "sources",
+                f"{sources['in']} in = {sources['kept']} kept + {sources['dropped']} dropped + {sources['failed']} to try again",
+            ),
             ("dropped because", reasons),
             ("edits", f"{edits['n']}: " + ", ".join(f"{n} {s}" for s, n in edits["status"].items())),
             ("contact sheet", facts["contact_sheet"]),
             ("released", f"{len(facts['released'])} pictures, release {facts['release']}"),
-            ("cost", f"{facts['seconds']} s, {facts['peak_mb']} MB at most, {facts['model_calls']} model calls"),
+            (
+                "cost",
+                f"{facts['seconds']} s, {facts['peak_mb']} MB at most, {facts['model_calls']} model calls",
+            ),
         ],
-    )  # fmt: skip
+    )
     rows = [
         (n, m["n"], m["accuracy"], m["judge_accuracy"], m["preservation"], m["identity"])
         for n, m in edits["attributes"].items()
@@ -117,8 +124,9 @@ def _show_demo(now: State, facts: dict[str, Any]) -> None:
     )
     table(
         "Edits: accuracy by the labeller and by a judge it never met, others preserved (judge), identity (SFace cosine, median)",
-        ("attribute", "edits", "accuracy", "judge", "preserved", "identity"), rows,
-    )  # fmt: skip
+        ("attribute", "edits", "accuracy", "judge", "preserved", "identity"),
+        rows,
+    )
     if facts["released"]:
         print("One released picture, walked back:\n")
         show(audit(now.store(), facts["released"][0]))
@@ -238,8 +246,12 @@ def _request(targets: list[str]) -> dict[str, float | str]:
                 "--set", expected="NAME=VALUE, each name once, VALUE a number in [0, 1] or flip", found=target
             )
         if number != "flip" and not 0.0 <= float(number) <= 1.0:
-            raise ContractError(f"the strength asked of {name}", expected="a value in [0, 1], or flip", found=value,
-                                todo="0 is certainly absent, 1 certainly present, as the labeller reads it")  # fmt: skip
+            raise ContractError(
+                f"the strength asked of {name}",
+                expected="a value in [0, 1], or flip",
+                found=value,
+                todo="0 is certainly absent, 1 certainly present, as the labeller reads it",
+            )
         request[name] = number
     return request
 

@@ -151,9 +151,13 @@ def demo_decision(run: StepRun, edit_run: str) -> int:
     reject = [waiting[0][1]] if len(waiting) > 1 else []
     approve = [key for _, key in waiting if key not in reject]
     said = decide(
-        run.store, edit_run, approve=approve, reject=reject, who="sdflow demo",
+        run.store,
+        edit_run,
+        approve=approve,
+        reject=reject,
+        who="sdflow demo",
         note="made by the demo, not by a person: all that passed the gates but the least like its source",
-    )  # fmt: skip
+    )
     return sum(d.approved for d in said.values())
 
 
@@ -166,7 +170,12 @@ def demo_summary(
         for name in ("n", "accuracy", "judge_accuracy", "identity", "preservation", "status", "attributes")
     }
     return {
-        "store": store_at(job.store).uri, "sources": sources, "edits": figures, "edit_run": edits["edit_run"],
-        "model_calls": sum(CALLS.values()), "contact_sheet": edits["contact_sheet"], "release": released["release_id"],
+        "store": store_at(job.store).uri,
+        "sources": sources,
+        "edits": figures,
+        "edit_run": edits["edit_run"],
+        "model_calls": sum(CALLS.values()),
+        "contact_sheet": edits["contact_sheet"],
+        "release": released["release_id"],
         "released": released["outputs"],
-    }  # fmt: skip
+    }

@@ -21,17 +21,32 @@ CHUNK_ROWS = (
     64  # pictures in memory at a time; a multiple of the micro-batch, without influence on the result
 )
 
-_STRINGS = ("row_key", "recipe", "status", "reason", "edit_run", "source_id", "image_id", "face_id", "request", "before",
-            "output", "pixel_sha256", "file_sha256")  # fmt: skip
+_STRINGS = (
+    "row_key",
+    "recipe",
+    "status",
+    "reason",
+    "edit_run",
+    "source_id",
+    "image_id",
+    "face_id",
+    "request",
+    "before",
+    "output",
+    "pixel_sha256",
+    "file_sha256",
+)
 _VECTORS = ("s_before", "s_after", "labels_before", "labels_after", "judge_before", "judge_after")
 _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in _STRINGS),
         *((name, pa.list_(pa.float32())) for name in _VECTORS),
-        ("inputs", pa.list_(pa.string())), ("attributes", pa.list_(pa.string())),
-        ("strength", pa.float32()), ("identity", pa.float32()),
+        ("inputs", pa.list_(pa.string())),
+        ("attributes", pa.list_(pa.string())),
+        ("strength", pa.float32()),
+        ("identity", pa.float32()),
     ]
-)  # fmt: skip
+)
 
 
 class EditPlan(Config):
@@ -101,10 +116,16 @@ def plan_edit(run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: boo
     if dry_run:
         return EditPlan(edit_run=edit_run, refused=refused, shards=Shards(shards=(), **counts))
     document = {
-        "edit_run": edit_run, "dataset": dataset, "recipe": recipe, "requests": [v.model_dump(mode="json")["targets"] for v in variants],
-        "edit_ids": edit_ids, "bundle": run.job.bundle, "editor": bundle.editor, "attributes": list(bundle.attributes),
+        "edit_run": edit_run,
+        "dataset": dataset,
+        "recipe": recipe,
+        "requests": [v.model_dump(mode="json")["targets"] for v in variants],
+        "edit_ids": edit_ids,
+        "bundle": run.job.bundle,
+        "editor": bundle.editor,
+        "attributes": list(bundle.attributes),
         "sheet": f"private/edit_runs/{edit_run}/sheet.png",
-    }  # fmt: skip
+    }
     store.create(f"private/edit_runs/{edit_run}.json", canonical_json(document))
     if not missing:
         run.reused(Table(store, dataset, "edits").ref(recipe))
@@ -122,9 +143,10 @@ def _wanted(run: StepRun, variants: tuple[Any, ...], recipe: str, bundle: Any) -
         if others:
             raise ContractError(
                 "the latents of this dataset were made by another encoder than the promoted bundle's",
-                expected=f"latents of encoder {str(bundle.encoder)[:12]}", found=f"{len(others)} other recipe(s)",
+                expected=f"latents of encoder {str(bundle.encoder)[:12]}",
+                found=f"{len(others)} other recipe(s)",
                 todo=f"run `sdflow invert {dataset}` again, or `sdflow models rollback`",
-            )  # fmt: skip
+            )
         raise ContractError(
             "there are no latents to edit", where=f"dataset {dataset}", todo=f"run `sdflow invert {dataset}`"
         )
@@ -133,10 +155,16 @@ def _wanted(run: StepRun, variants: tuple[Any, ...], recipe: str, bundle: Any) -
         recipe=recipes.ingest(bundle).key, columns=["face_id", "points"], statuses=["kept"]
     )
     points_of = dict(zip(points["face_id"].to_pylist(), points["points"].to_pylist(), strict=True))
-    sources = Table(store, dataset, "sources").read(
-        recipe=recipes.ingest(bundle).key, latest_by="source_id", statuses=["kept"],
-        columns=["source_id", "image_id", "face_id", "consent", "consent_attributes"],
-    ).to_pylist()  # fmt: skip
+    sources = (
+        Table(store, dataset, "sources")
+        .read(
+            recipe=recipes.ingest(bundle).key,
+            latest_by="source_id",
+            statuses=["kept"],
+            columns=["source_id", "image_id", "face_id", "consent", "consent_attributes"],
+        )
+        .to_pylist()
+    )
     items: list[dict[str, Any]] = []
     for source in sources:
         if source["face_id"] not in code_of:
@@ -149,11 +177,17 @@ def _wanted(run: StepRun, variants: tuple[Any, ...], recipe: str, bundle: Any) -
             refused = f"consent does not cover {', '.join(barred)}" if barred else ""
             items.append(
                 {
-                    "row_key": row_key(recipe, inputs), "inputs": inputs, "source_id": source["source_id"],
-                    "image_id": source["image_id"], "face_id": source["face_id"], "points": points_of[source["face_id"]],
-                    "request": request, "targets": variant.model_dump(mode="json")["targets"], "refused": refused,
+                    "row_key": row_key(recipe, inputs),
+                    "inputs": inputs,
+                    "source_id": source["source_id"],
+                    "image_id": source["image_id"],
+                    "face_id": source["face_id"],
+                    "points": points_of[source["face_id"]],
+                    "request": request,
+                    "targets": variant.model_dump(mode="json")["targets"],
+                    "refused": refused,
                 }
-            )  # fmt: skip
+            )
     return sorted(items, key=lambda item: item["row_key"])
 
 
@@ -225,7 +259,14 @@ def _rendered(
     run.store.create(before, png_bytes(done.before[i], None))
     run.store.create(output, data)
     return {
-        **row, "status": "gated" if done.gate[i] else "waiting", "reason": done.gate[i], "before": before, "output": output,
-        "pixel_sha256": pixel_digest(done.after[i]), "file_sha256": sha256_hex(data), "strength": float(done.strength[i]),
-        "identity": float(done.identity[i]), **{name: getattr(done, name)[i].tolist() for name in _VECTORS},
-    }  # fmt: skip
+        **row,
+        "status": "gated" if done.gate[i] else "waiting",
+        "reason": done.gate[i],
+        "before": before,
+        "output": output,
+        "pixel_sha256": pixel_digest(done.after[i]),
+        "file_sha256": sha256_hex(data),
+        "strength": float(done.strength[i]),
+        "identity": float(done.identity[i]),
+        **{name: getattr(done, name)[i].tolist() for name in _VECTORS},
+    }

@@ -22,21 +22,41 @@ from tasks.step import StepRun, step
 
 _SOURCES = pa.schema(
     [
-        ("row_key", pa.string()), ("recipe", pa.string()), ("status", pa.string()), ("reason", pa.string()),
-        ("inputs", pa.list_(pa.string())), ("source_id", pa.string()), ("name", pa.string()), ("uri", pa.string()),
-        ("version", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64()), ("image_id", pa.string()),
-        ("face_id", pa.string()), ("subject", pa.string()), ("consent", pa.string()),
-        ("consent_attributes", pa.list_(pa.string())), ("consent_expires", pa.string()),
+        ("row_key", pa.string()),
+        ("recipe", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("inputs", pa.list_(pa.string())),
+        ("source_id", pa.string()),
+        ("name", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("image_id", pa.string()),
+        ("face_id", pa.string()),
+        ("subject", pa.string()),
+        ("consent", pa.string()),
+        ("consent_attributes", pa.list_(pa.string())),
+        ("consent_expires", pa.string()),
     ]
-)  # fmt: skip
+)
 _FACES = pa.schema(
     [
-        ("row_key", pa.string()), ("recipe", pa.string()), ("status", pa.string()), ("reason", pa.string()),
-        ("inputs", pa.list_(pa.string())), ("face_id", pa.string()), ("image_id", pa.string()),
-        ("quad", pa.list_(pa.float64())), ("points", pa.list_(pa.float64())), ("crop", pa.string()),
-        ("crop_sha256", pa.string()), ("score", pa.float64()),
+        ("row_key", pa.string()),
+        ("recipe", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("inputs", pa.list_(pa.string())),
+        ("face_id", pa.string()),
+        ("image_id", pa.string()),
+        ("quad", pa.list_(pa.float64())),
+        ("points", pa.list_(pa.float64())),
+        ("crop", pa.string()),
+        ("crop_sha256", pa.string()),
+        ("score", pa.float64()),
     ]
-)  # fmt: skip
+)
 
 
 def _read_consents(consent: str, store: Store) -> ConsentList:
@@ -75,13 +95,20 @@ def plan_ingest(run: StepRun, source: str, consent: str) -> Shards:
             continue
         missing.append(
             {
-                "name": item.name, "uri": item.uri, "size_bytes": item.size_bytes, "mtime_ns": item.mtime_ns, "path": item.path,
-                "etag": item.etag, "source": source, "consent": digest, "why": consents.why_not(item.name, today),
+                "name": item.name,
+                "uri": item.uri,
+                "size_bytes": item.size_bytes,
+                "mtime_ns": item.mtime_ns,
+                "path": item.path,
+                "etag": item.etag,
+                "source": source,
+                "consent": digest,
+                "why": consents.why_not(item.name, today),
                 "subject": subject_hmac(store, allowed.subject) if allowed else "",
                 "attributes": list(allowed.attributes) if allowed else [],
                 "expires": allowed.expires.isoformat() if allowed and allowed.expires else "",
             }
-        )  # fmt: skip
+        )
     if wanted == 0:
         raise ContractError(
             "nothing to ingest",
@@ -160,12 +187,24 @@ def _one(
     face_id = f"{verdict.image_id}#0" if face is not None else ""
     inputs = [source_id, item["consent"]]
     row = {
-        "row_key": row_key(recipe, inputs), "recipe": recipe, "status": verdict.status, "reason": verdict.reason,
-        "inputs": inputs, "source_id": source_id, "name": item["name"], "uri": item["uri"], "version": version,
-        "size_bytes": item["size_bytes"], "mtime_ns": item["mtime_ns"] or 0, "image_id": verdict.image_id,
-        "face_id": face_id, "subject": item["subject"], "consent": item["consent"],
-        "consent_attributes": item["attributes"], "consent_expires": item["expires"],
-    }  # fmt: skip
+        "row_key": row_key(recipe, inputs),
+        "recipe": recipe,
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "inputs": inputs,
+        "source_id": source_id,
+        "name": item["name"],
+        "uri": item["uri"],
+        "version": version,
+        "size_bytes": item["size_bytes"],
+        "mtime_ns": item["mtime_ns"] or 0,
+        "image_id": verdict.image_id,
+        "face_id": face_id,
+        "subject": item["subject"],
+        "consent": item["consent"],
+        "consent_attributes": item["attributes"],
+        "consent_expires": item["expires"],
+    }
     if face is None:
         return row, None
     return row, _face_row(run, recipe, verdict.image_id, face_id, face)
@@ -177,8 +216,16 @@ def _face_row(run: StepRun, recipe: str, image_id: str, face_id: str, face: Any)
     key = f"private/crops/{recipe[:16]}/{image_id}-0.png"
     run.store.create(key, png_bytes(face.crop, None))
     return {
-        "row_key": row_key(recipe, [face_id]), "recipe": recipe, "status": "kept", "reason": "", "inputs": [face_id],
-        "face_id": face_id, "image_id": image_id, "quad": np.asarray(face.quad).ravel().tolist(),
-        "points": np.asarray(face.points).ravel().tolist(), "crop": key, "crop_sha256": pixel_digest(face.crop),
+        "row_key": row_key(recipe, [face_id]),
+        "recipe": recipe,
+        "status": "kept",
+        "reason": "",
+        "inputs": [face_id],
+        "face_id": face_id,
+        "image_id": image_id,
+        "quad": np.asarray(face.quad).ravel().tolist(),
+        "points": np.asarray(face.points).ravel().tolist(),
+        "crop": key,
+        "crop_sha256": pixel_digest(face.crop),
         "score": face.score,
-    }  # fmt: skip
+    }

@@ -17,9 +17,13 @@ from tasks.runtime import load_bundle, networks_of, settings
 from tasks.step import StepRun, step
 
 _BASE = [
-    ("row_key", pa.string()), ("recipe", pa.string()), ("status", pa.string()), ("reason", pa.string()),
-    ("inputs", pa.list_(pa.string())), ("face_id", pa.string()),
-]  # fmt: skip
+    ("row_key", pa.string()),
+    ("recipe", pa.string()),
+    ("status", pa.string()),
+    ("reason", pa.string()),
+    ("inputs", pa.list_(pa.string())),
+    ("face_id", pa.string()),
+]
 
 
 def _plan(run: StepRun, table_name: str, recipe: str) -> Shards:
@@ -32,9 +36,11 @@ def _plan(run: StepRun, table_name: str, recipe: str) -> Shards:
     )
     if faces.num_rows == 0:
         raise ContractError(
-            "there are no faces to work on", where=f"dataset {dataset}", expected="at least one kept face",
+            "there are no faces to work on",
+            where=f"dataset {dataset}",
+            expected="at least one kept face",
             todo="run `sdflow ingest` for this dataset, with the bundle that is promoted now",
-        )  # fmt: skip
+        )
     held = table.held(recipe)
     missing = [row for row in faces.to_pylist() if row_key(recipe, [row["row_key"]]) not in held]
     if not missing:
@@ -64,10 +70,13 @@ def read_crops(run: StepRun, keys: list[str]) -> Any:
 
 def _base_columns(rows: list[dict[str, Any]], recipe: str, reasons: list[str]) -> list[Any]:
     return [
-        pa.array([row_key(recipe, [r["row_key"]]) for r in rows]), pa.array([recipe] * len(rows)),
-        pa.array(["dropped" if reason else "kept" for reason in reasons]), pa.array(reasons),
-        pa.array([[r["row_key"]] for r in rows], pa.list_(pa.string())), pa.array([r["face_id"] for r in rows]),
-    ]  # fmt: skip
+        pa.array([row_key(recipe, [r["row_key"]]) for r in rows]),
+        pa.array([recipe] * len(rows)),
+        pa.array(["dropped" if reason else "kept" for reason in reasons]),
+        pa.array(reasons),
+        pa.array([[r["row_key"]] for r in rows], pa.list_(pa.string())),
+        pa.array([r["face_id"] for r in rows]),
+    ]
 
 
 @step("invert")

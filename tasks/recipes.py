@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sdflow_core.method.rendering import EditConfig
     from sdflow_core.weights.model_store import Bundle
 
-VERSIONS = {"ingest": 1, "invert": 1, "label": 1, "train": 1, "edit": 1, "publish": 1}
+VERSIONS = {"ingest": 1, "invert": 1, "label": 1, "train": 1, "edit": 1, "publish": 1, "pretrain": 1}
 MICRO_BATCH = 16
 
 
@@ -73,9 +73,15 @@ def train(bundle: Bundle, config: dict[str, Any]) -> Recipe:
 def edit(bundle: Bundle, config: EditConfig) -> Recipe:
     """Edited pictures."""
     return _recipe(
-        "edit", as_recipe(config), editor=bundle.editor, generator=bundle.generator, encoder=bundle.encoder,
-        labeller=bundle.labeller, identity=bundle.identity, judge=bundle.judge,
-    )  # fmt: skip
+        "edit",
+        as_recipe(config),
+        editor=bundle.editor,
+        generator=bundle.generator,
+        encoder=bundle.encoder,
+        labeller=bundle.labeller,
+        identity=bundle.identity,
+        judge=bundle.judge,
+    )
 
 
 def publish() -> Recipe:

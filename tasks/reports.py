@@ -69,8 +69,14 @@ def trained(job: Job, editor: Any, bundle: str) -> dict[str, Any]:
 def planned(job: Job, plan: Any) -> dict[str, Any]:
     """What a dry run says."""
     left = plan.shards.wanted - plan.shards.held
-    return {"edit_run": plan.edit_run, "rows": plan.shards.wanted, "held": plan.shards.held, "to_render": left - plan.refused,
-            "refused_by_consent": plan.refused, "dry_run": True}  # fmt: skip
+    return {
+        "edit_run": plan.edit_run,
+        "rows": plan.shards.wanted,
+        "held": plan.shards.held,
+        "to_render": left - plan.refused,
+        "refused_by_consent": plan.refused,
+        "dry_run": True,
+    }
 
 
 def edited(job: Job, plan: Any) -> dict[str, Any]:
@@ -121,16 +127,31 @@ def edit_metrics(store: Store, edit_run: str) -> dict[str, Any]:
             want = [wanted_side(row, i, target) for row in of]
             hit = [(row["labels_after"][i] >= 0.5) == w for row, w in zip(of, want, strict=True)]
             jury = [(row["judge_after"][i] >= 0.5) == w for row, w in zip(of, want, strict=True)]
-            same = [
-                float(np.mean([(row["judge_after"][b] >= 0.5) == (row["judge_before"][b] >= 0.5)
-                               for b, other in enumerate(names) if other not in targets]))
-                for row in of
-            ] if len(names) > len(targets) else []  # fmt: skip
+            same = (
+                [
+                    float(
+                        np.mean(
+                            [
+                                (row["judge_after"][b] >= 0.5) == (row["judge_before"][b] >= 0.5)
+                                for b, other in enumerate(names)
+                                if other not in targets
+                            ]
+                        )
+                    )
+                    for row in of
+                ]
+                if len(names) > len(targets)
+                else []
+            )
             label = name if len(targets) == 1 else f"{name} in {request}"
             out["attributes"][label] = {
-                "n": len(of), "accuracy": _mean(hit), "judge_accuracy": _mean(jury), "preservation": _mean(same),
-                "identity": _median([row["identity"] for row in of]), "strength": _mean([row["strength"] for row in of]),
-            }  # fmt: skip
+                "n": len(of),
+                "accuracy": _mean(hit),
+                "judge_accuracy": _mean(jury),
+                "preservation": _mean(same),
+                "identity": _median([row["identity"] for row in of]),
+                "strength": _mean([row["strength"] for row in of]),
+            }
             hits += hit
             judged += jury
             kept += same

@@ -43,8 +43,18 @@ def story(
     lineage = Lineage(opened)
 
     def say(event: Any, error: str | None = None) -> None:
-        lineage.emit(event, run=run, job=name, parent=parent or None, inputs=[], outputs=[], recipe=None,
-                     bundle=digest or None, config=None, error=error)  # fmt: skip
+        lineage.emit(
+            event,
+            run=run,
+            job=name,
+            parent=parent or None,
+            inputs=[],
+            outputs=[],
+            recipe=None,
+            bundle=digest or None,
+            config=None,
+            error=error,
+        )
 
     say("START")
     try:

@@ -86,22 +86,41 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
     checkpoint = _Checkpoint(store, f"private/training/{key}/checkpoint.bin")
     networks.calls["training"] += 1
     trained = train_editor(
-        data.codes, data.images, data.scores, networks.generator, networks.labeller, config.training, checkpoint,
-        lambda done, total, losses: tick("train", done, total), settings().device,
-    )  # fmt: skip
+        data.codes,
+        data.images,
+        data.scores,
+        networks.generator,
+        networks.labeller,
+        config.training,
+        checkpoint,
+        lambda done, total, losses: tick("train", done, total),
+        settings().device,
+    )
     editor = FlowEditor(trained.flow, trained.semantic_encoder, networks.digest("encoder"))
     last = trained.history[-20:]
     names = sorted({name for losses in last for name in losses})
     metrics = {n: sum(h[n] for h in last if n in h) / sum(n in h for h in last) for n in names}
     card = {
-        "title": f"SDFlow editor of dataset {dataset}", "attributes": list(bundle.attributes), "recipe": recipe, "inputs": inputs,
-        "encoder": networks.digest("encoder"), "bundle": run.job.bundle, "training_rows": len(data.codes), "dataset_rows": rows.num_rows, "final_losses": metrics,
-    }  # fmt: skip
+        "title": f"SDFlow editor of dataset {dataset}",
+        "attributes": list(bundle.attributes),
+        "recipe": recipe,
+        "inputs": inputs,
+        "encoder": networks.digest("encoder"),
+        "bundle": run.job.bundle,
+        "training_rows": len(data.codes),
+        "dataset_rows": rows.num_rows,
+        "final_losses": metrics,
+    }
     digest = ModelStore(store).add("editor", editor.to_bytes(), card)
     row = {
-        "row_key": key, "recipe": recipe, "status": "kept", "reason": "", "inputs": inputs, "editor": digest,
+        "row_key": key,
+        "recipe": recipe,
+        "status": "kept",
+        "reason": "",
+        "inputs": inputs,
+        "editor": digest,
         "metrics": json.dumps(metrics, sort_keys=True),
-    }  # fmt: skip
+    }
     editors.commit(pa.Table.from_pylist([row]), run=run.run)
     store.delete(checkpoint.key)
     return EditorRef(digest=digest, row_key=key)

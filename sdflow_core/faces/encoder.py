@@ -5,6 +5,8 @@ Source: Tov et al., "Designing an Encoder for StyleGAN Image Manipulation", arXi
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ class Encoder(nn.Module):
         self.config = config
         c = config.channels
         self.stem = nn.Conv2d(3, c[0], 3, padding=1)
-        self.blocks = nn.ModuleList([DownBlock(a, b) for a, b in zip(c[:-1], c[1:], strict=True)])
+        self.blocks = nn.ModuleList([DownBlock(a, b) for a, b in itertools.pairwise(c)])
         side = config.resolution // 2 ** (len(c) - 1)
         self.neck = nn.Linear(c[-1] * side * side, config.hidden)
         self.head = nn.Linear(config.hidden, config.style_dim)

@@ -64,9 +64,11 @@ def install_embedded(store: Store) -> Bundle:
         },
     )
     return Bundle(
-        **digests, template_scale=manifest["template_scale"], resolution=manifest["resolution"],
+        **digests,
+        template_scale=manifest["template_scale"],
+        resolution=manifest["resolution"],
         attributes=tuple(manifest["attributes"]),
-    )  # fmt: skip
+    )
 
 
 def accept_for_demo(store: Store) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
         self.blocks = nn.ModuleList(
-            [DownBlock(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True)]
+            [DownBlock(a, b) for a, b in itertools.pairwise(channels)]
         )
         side = resolution // 2 ** (len(channels) - 1)
         self.neck = nn.Linear(channels[-1] * side * side, 128)

@@ -83,8 +83,14 @@ def train_features(faces: FaceSet, config: PretrainConfig, progress: Progress) -
         LabellerConfig(attributes=faces.attributes, resolution=config.autoencoder.generator.resolution)
     )
     net = net.to(memory_format=torch.channels_last)
-    train_classifier(net, faces.images[rows], faces.scores[rows], steps=config.feature_steps, seed=1,
-                     progress=lambda done, total, _: progress("features", done, total))  # fmt: skip
+    train_classifier(
+        net,
+        faces.images[rows],
+        faces.scores[rows],
+        steps=config.feature_steps,
+        seed=1,
+        progress=lambda done, total, _: progress("features", done, total),
+    )
     return net
 
 
@@ -116,13 +122,28 @@ def train_readers(
     rebuilt = reconstruct(generator, encoder, faces.images)
     mine, other = labelled & (faces.part == LABELLER_PART), labelled & (faces.part == JUDGE_PART)
     labeller = pick_outputs(features, config.attributes)
-    train_classifier(labeller, faces.images[mine], scores[mine], steps=config.labeller_steps, lr=7e-4, seed=2,
-                     reconstructions=rebuilt[mine], progress=lambda d, t, _: progress("labeller", d, t))  # fmt: skip
+    train_classifier(
+        labeller,
+        faces.images[mine],
+        scores[mine],
+        steps=config.labeller_steps,
+        lr=7e-4,
+        seed=2,
+        reconstructions=rebuilt[mine],
+        progress=lambda d, t, _: progress("labeller", d, t),
+    )
     torch.manual_seed(3)
     judge = JudgeNetwork(LabellerConfig(attributes=config.attributes, resolution=features.config.resolution))
     judge = judge.to(memory_format=torch.channels_last)
-    train_classifier(judge, faces.images[other], scores[other], steps=config.judge_steps, seed=3,
-                     reconstructions=rebuilt[other], progress=lambda d, t, _: progress("judge", d, t))  # fmt: skip
+    train_classifier(
+        judge,
+        faces.images[other],
+        scores[other],
+        steps=config.judge_steps,
+        seed=3,
+        reconstructions=rebuilt[other],
+        progress=lambda d, t, _: progress("judge", d, t),
+    )
     return labeller, judge
 
 
@@ -183,6 +204,10 @@ def pretrain(
     prior = Prior.fit(training.codes(np.arange(len(learn))), config.prior_factors)
     labeller, judge = train_readers(faces, features, generator, encoder, config, progress)
     networks: dict[str, nn.Module] = {
-        "generator": generator, "encoder": encoder, "prior": prior, "labeller": labeller, "judge": judge,
-    }  # fmt: skip
+        "generator": generator,
+        "encoder": encoder,
+        "prior": prior,
+        "labeller": labeller,
+        "judge": judge,
+    }
     return Pretrained(networks, measure(faces, networks, config.attributes))
