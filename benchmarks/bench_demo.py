@@ -1,6 +1,6 @@
 """The demo twice in a new store: figures of the first run, model calls and time of the second.
 
-    python benchmarks/bench_demo.py [--images 200] [--json]
+Usage: `python benchmarks/bench_demo.py [--images 200] [--json]`
 """
 
 from __future__ import annotations

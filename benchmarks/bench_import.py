@@ -1,6 +1,6 @@
-"""Import time of `flows` and `cli` against `import prefect` alone, in turn (A B A B), each in a fresh process.
+"""Import time of `flows` and `cli` against `import prefect` alone, in turn (A B A B), each in a new process.
 
-    python benchmarks/bench_import.py [--rounds 7] [--json]
+Usage: `python benchmarks/bench_import.py [--rounds 7] [--json]`
 """
 
 from __future__ import annotations

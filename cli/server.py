@@ -1,6 +1,7 @@
-"""A Prefect server for the time of one command, when none is configured. Quiet: everything it says goes to a file.
+"""A Prefect server for the time of one command, when none is configured. Quiet: all it says goes to a file.
 
-The server that Prefect embeds by itself is stopped before it has written its last states; our own is given time to drain.
+The server that Prefect embeds by itself is stopped before it has written its last states; our own is given
+time to drain.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def state_folder(store_uri: str) -> Path:
 
 
 @contextmanager
-def prefect_server(store_uri: str) -> Iterator[str]:
+def prefect_server(store_uri: str) -> Generator[str]:
     """Use the configured server (`PREFECT_API_URL`), or run one while the block lasts.
 
     Yields:
@@ -99,7 +100,7 @@ def prefect_server(store_uri: str) -> Iterator[str]:
 
 
 def _end_with_parent() -> None:
-    # a killed command must leave no server behind (Linux; elsewhere the server is stopped by the orderly end only)
+    # a killed command must leave no server behind (Linux; elsewhere only the orderly end stops the server)
     if sys.platform == "linux":
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)

@@ -1,4 +1,7 @@
-"""`sdflow demo | ingest | invert | label | train | edit | publish`: each runs one flow, on a quiet server of its own if need be."""
+"""`sdflow demo | ingest | invert | label | train | edit | publish | pretrain`: each runs one flow.
+
+On a quiet server of its own if need be.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the da
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (demo, ingest, invert, label, train, edit, publish):
+    for command in (demo, ingest, invert, label, train, edit, publish, pretrain):
         app.command(command.__name__)(command)
 
 
@@ -69,7 +72,7 @@ def demo(
     ] = 200,
     steps: Annotated[int | None, typer.Option("--training-steps", min=1, hidden=True)] = None,
 ) -> None:
-    """Run everything on people who do not exist: ingest, invert, label, train, edit, decide, publish, audit."""
+    """Run it all on people who do not exist: ingest, invert, label, train, edit, decide, publish, audit."""
     now = state(context)
     started = time.monotonic()
 
@@ -96,7 +99,8 @@ def _show_demo(now: State, facts: dict[str, Any]) -> None:
         [
             (
                 "sources",
-                f"{sources['in']} in = {sources['kept']} kept + {sources['dropped']} dropped + {sources['failed']} to try again",
+                f"{sources['in']} in = {sources['kept']} kept + {sources['dropped']} dropped"
+                f" + {sources['failed']} to try again",
             ),
             ("dropped because", reasons),
             ("edits", f"{edits['n']}: " + ", ".join(f"{n} {s}" for s, n in edits["status"].items())),
@@ -123,7 +127,8 @@ def _show_demo(now: State, facts: dict[str, Any]) -> None:
         )
     )
     table(
-        "Edits: accuracy by the labeller and by a judge it never met, others preserved (judge), identity (SFace cosine, median)",
+        "Edits: accuracy by the labeller and by a judge it never met, others preserved (judge), "
+        "identity (SFace cosine, median)",
         ("attribute", "edits", "accuracy", "judge", "preserved", "identity"),
         rows,
     )
@@ -271,3 +276,32 @@ def publish(
 
     facts = _run(now, flow, "publish")
     result(now, facts, _facts("Released", facts))
+
+
+def pretrain(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder of face pictures, a folder a person.")
+    ],
+    labels: Annotated[
+        str, typer.Option("--labels", metavar="CSV", help="path and one column per attribute.")
+    ],
+    name: Annotated[str, typer.Option("--name", help="Name of the domain.")],
+    attributes: Annotated[str, typer.Option("--attributes", help="Names, separated by commas.")] = "",
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps of generator and encoder.")
+    ] = None,
+) -> None:
+    """Train compact models (generator, encoder, prior, labeller, judge) for a domain; resumable."""
+    now = state(context)
+    config: dict[str, Any] = {"attributes": tuple(attributes.split(","))} if attributes else {}
+    if steps is not None:
+        config["autoencoder"] = {"steps": steps, "adversarial_from": steps // 2}
+
+    def flow() -> Any:
+        from flows.pretrain import pretrain as story
+
+        return story(name=name, source=source, labels=labels, config=config, store=now.store_uri)
+
+    facts = _run(now, flow, "pretrain")
+    result(now, facts, _facts(f"Models of {name}", facts))

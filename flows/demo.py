@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 from prefect import flow
 
@@ -24,13 +24,20 @@ from tasks.demo import (
 from tasks.story import QUIET, story
 
 
+class Where(TypedDict):
+    """What the demo tells every story: the store, and the run it is part of."""
+
+    store: str
+    parent: str
+
+
 @flow(name="demo", **QUIET)
 def demo(images: int = 200, store: str = "", training: dict[str, Any] | None = None) -> dict[str, Any]:
     """Sample people, treat them like a customer's folder, edit every one, decide, release."""
     with story("demo", DEMO_DATASET, store, bundle=False) as job:
         pinned = install_models(job)
         folder = make_people(pinned, images)
-        where = {"store": job.store, "parent": job.parent}
+        where: Where = {"store": job.store, "parent": job.parent}
         sources = ingest(DEMO_DATASET, folder.photos, folder.consent, **where)
         invert(DEMO_DATASET, **where)
         label(DEMO_DATASET, **where)

@@ -21,7 +21,7 @@ def edit(
     store: str = "",
     parent: str = "",
 ) -> dict[str, Any]:
-    """Edit every kept source by every request its consent covers; a dry run only says how many rows that is."""
+    """Edit every kept source by every request its consent covers; a dry run only counts those rows."""
     with story("edit", dataset, store, parent) as job:
         settings = edit_config(config)
         plan = plan_edit(job, variants_of(requests), settings, dry_run)

@@ -13,7 +13,12 @@ from tasks.story import QUIET, story
 
 @flow(name="pretrain", **QUIET)
 def pretrain(
-    name: str, source: str, labels: str, config: dict[str, Any] | None = None, store: str = "", parent: str = ""
+    name: str,
+    source: str,
+    labels: str,
+    config: dict[str, Any] | None = None,
+    store: str = "",
+    parent: str = "",
 ) -> dict[str, Any]:
     """Train compact models for a domain; a killed run goes on at its last checkpoint."""
     with story("pretrain", name, store, parent, bundle=False) as job:

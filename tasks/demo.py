@@ -1,4 +1,7 @@
-"""The demo's own steps: people who do not exist, photographed badly on purpose, and a reviewer who looks at the gates only."""
+"""The demo's own steps: people who do not exist, photographed badly on purpose, a reviewer.
+
+The reviewer looks at the gates only.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def install_models(run: StepRun) -> Job:
 
 @step("make people")
 def make_people(run: StepRun, count: int) -> DemoFolder:
-    """Sample `count` people from the prior and write them as a customer would hand them over, with awkward files among them."""
+    """Sample `count` people from the prior, written as a customer would hand them over, awkward files too."""
     import torch
 
     store = run.store
@@ -81,7 +84,10 @@ def make_people(run: StepRun, count: int) -> DemoFolder:
 
 
 def photograph(face: Any) -> Any:
-    """A crop uint8 [H, H, 3] -> a picture uint8 [288, 288, 3] with soft surroundings, so that a detector meets a face in a frame."""
+    """A crop uint8 [H, H, 3] -> a picture uint8 [288, 288, 3] with soft surroundings.
+
+    So that a detector meets a face in a frame.
+    """
     import cv2
 
     side, frame = 192, 288
@@ -145,7 +151,7 @@ def _animation(frames: list[Any]) -> bytes:
 
 @step("decide")
 def demo_decision(run: StepRun, edit_run: str) -> int:
-    """Approve what waits, reject the edit with the least identity: a decision as a reviewer would leave it."""
+    """Approve what waits, reject the edit with the least identity: a decision as a reviewer would leave."""
     rows = edit_rows(run.store, load_edit_run(run.store, edit_run))
     waiting = sorted((r["identity"], key) for key, r in rows.items() if r["status"] == "waiting")
     reject = [waiting[0][1]] if len(waiting) > 1 else []

@@ -96,7 +96,7 @@ def edit_config(config: dict[str, Any] | None) -> Any:
 
 @step("plan edit")
 def plan_edit(run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: bool = False) -> EditPlan:
-    """Cross the kept sources with the variants, check consent, and plan what the table does not hold; a dry run writes nothing."""
+    """Cross kept sources with variants, check consent, plan what the table lacks; dry runs write nothing."""
     from sdflow_core.method.rendering import check_variant
 
     store, dataset = run.store, run.job.dataset
@@ -112,7 +112,7 @@ def plan_edit(run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: boo
     held = Table(store, dataset, "edits").held(recipe)
     missing = [{**item, "edit_run": edit_run} for item in items if item["row_key"] not in held]
     refused = sum(bool(item["refused"]) for item in missing)
-    counts = {"wanted": len(items), "held": len(items) - len(missing), "recipe": recipe}
+    counts: dict[str, Any] = {"wanted": len(items), "held": len(items) - len(missing), "recipe": recipe}
     if dry_run:
         return EditPlan(edit_run=edit_run, refused=refused, shards=Shards(shards=(), **counts))
     document = {

@@ -1,4 +1,4 @@
-"""Faces -> `latents` (W+ codes) and `labels` (attribute scores): two tables, so that a re-label rewrites no latent."""
+"""Faces -> `latents` (W+ codes) and `labels` (scores): two tables, so that a re-label rewrites no latent."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def invert_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     rows = read_plan(run.store, plan)
     crops = read_crops(run, [r["crop"] for r in rows])
     codes = networks.encode(crops)
-    finite = np.isfinite(codes).all(axis=(1, 2))
+    finite = np.all(np.isfinite(codes), axis=(1, 2))
     psnr = inversion_psnr(to_tensor(crops), networks.render(torch.from_numpy(codes))).numpy()
     reasons = ["" if ok else "the encoder gave numbers that are not finite" for ok in finite]
     columns = [*_base_columns(rows, recipe, reasons), wplus_column(codes), pa.array(psnr.astype(np.float32))]

@@ -1,4 +1,4 @@
-"""Written plans: which items a shard task takes. A plan is bytes in the store, only its reference crosses Prefect."""
+"""Plans: which items a shard task takes. A plan is bytes in the store, only a reference crosses Prefect."""
 
 from __future__ import annotations
 

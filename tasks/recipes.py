@@ -1,4 +1,6 @@
-"""The recipe of every step under a bundle, in one place: planning, computing and asking what is stale must agree on them.
+"""The recipe of every step under a bundle, in one place.
+
+Planning, computing and asking what is stale must agree on them.
 
 Raise a step's version here whenever the same input would give another result.
 """

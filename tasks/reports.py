@@ -1,4 +1,4 @@
-"""What people look at: counts, metrics, the contact sheet. Nothing here names a person or a file of a customer."""
+"""What people look at: counts, metrics, the contact sheet. Nothing names a person or a file of a customer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHEET_ROWS_PER_VARIANT = 9
 
 
 def source_counts(store: Store, dataset: str, bundle: str) -> dict[str, Any]:
-    """`{"in", "kept", "dropped", "failed", "reasons"}` of a dataset's sources; in = kept + dropped + failed, always."""
+    """`{"in", "kept", "dropped", "failed", "reasons"}` of a dataset; in = kept + dropped + failed, always."""
     key = recipes.ingest(load_bundle(store, bundle)).key
     rows = Table(store, dataset, "sources").read(
         recipe=key, latest_by="source_id", columns=["status", "reason"]
@@ -110,7 +110,7 @@ def wanted_side(row: dict[str, Any], index: int, target: Any) -> bool:
 
 
 def edit_metrics(store: Store, edit_run: str) -> dict[str, Any]:
-    """Accuracy by labeller and by judge, preservation, identity; failed and gated edits stay in the denominator."""
+    """Accuracy by labeller and judge, preservation, identity; failed and gated edits count as edits."""
     document = edit_run_document(store, edit_run)
     rows = rows_of_run(store, document)
     names = document["attributes"]
@@ -229,7 +229,7 @@ def report(run: StepRun, title: str, facts: dict[str, Any]) -> None:
     from prefect.artifacts import create_markdown_artifact
 
     lines = [f"# {title}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())]
-    # Prefect allows lower-case letters, digits and dashes; a name of other letters keeps a digest to stay unique
+    # Prefect allows lower-case letters, digits and dashes; a name of others keeps a digest to stay unique
     plain = re.sub(r"[^a-z0-9]+", "-", f"{run.job.dataset} {title}".lower()).strip("-")
     key = (
         f"sdflow-{plain}"

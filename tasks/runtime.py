@@ -1,9 +1,12 @@
-"""Where things run: settings from `SDFLOW_*`, and the objects that are opened once a process. Nothing happens at import."""
+"""Where things run: settings from `SDFLOW_*`, and the objects that are opened once a process.
+
+Nothing happens at import.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -128,7 +131,8 @@ def check_licences(store: Store, bundle: Bundle) -> None:
                 f"the licence of the {kind} was not accepted in this store",
                 found=licence,
                 where=store.uri,
-                todo=f"read it with `sdflow models show {digest[:12]}`, then `sdflow models accept-licence {licence} --by NAME`",
+                todo=f"read it with `sdflow models show {digest[:12]}`, "
+                f"then `sdflow models accept-licence {licence} --by NAME`",
             )
 
 
@@ -142,7 +146,7 @@ def tick(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def listening(listener: Callable[[str, int, int], None]) -> Iterator[None]:
+def listening(listener: Callable[[str, int, int], None]) -> Generator[None]:
     """Receive ticks of all steps of this process while the block runs."""
     _listeners.append(listener)
     try:

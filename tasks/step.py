@@ -1,7 +1,7 @@
-"""The one decorator of all steps: a Prefect task around a core function, with retries, lineage and a run id of our own.
+"""The one decorator of all steps: a Prefect task around a core function, with retries, lineage, our run id.
 
-Reuse is not decided here and not by Prefect's cache: a step computes the row keys that its table does not hold, which also notices
-an output that was deleted. What reuse looks like in the records is a REUSED event.
+Reuse is not decided here and not by Prefect's cache: a step computes the row keys that its table does not
+hold, which also notices an output that was deleted. What reuse looks like in the records is a REUSED event.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from tasks.runtime import settings, store_at
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_DELAYS: list[float] = [1, 5]  # seconds before the first and the second retry
 
 
 class Job(Config):
@@ -104,7 +106,8 @@ def step(
         retries: Attempts after a `TransientError`; all other errors end the step at once.
 
     Returns:
-        A task whose result is the core function's; results are not persisted, the records decide what is done.
+        A task whose result is the core function's; results are not persisted, the records decide what is
+        done.
     """
 
     def decorate(core: Callable[Concatenate[StepRun, P], R]) -> Callable[Concatenate[Job, P], R]:
@@ -123,17 +126,17 @@ def step(
             return result
 
         # the copied signature would make Prefect look for parameters that `body` does not have
-        del body.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
+        del body.__wrapped__
         body.__annotations__ = {}
         return task(
             name=name,
             retries=retries,
-            retry_delay_seconds=[1, 5][:retries] or None,
+            retry_delay_seconds=_DELAYS[:retries] or None,
             retry_condition_fn=_worth_retrying,
             persist_result=False,
             cache_policy=NO_CACHE,
             log_prints=False,
-        )(body)  # pyright: ignore[reportReturnType]
+        )(body)
 
     return decorate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ QUIET: dict[str, Any] = {
 @contextmanager
 def story(
     name: str, dataset: str, store: str = "", parent: str = "", *, bundle: bool = True
-) -> Iterator[Job]:
+) -> Generator[Job]:
     """START, then COMPLETE or FAIL, around a flow's body.
 
     Args:

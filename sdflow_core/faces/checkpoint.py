@@ -50,7 +50,8 @@ def save_model(model: nn.Module, *, half: bool = False) -> bytes:
 
     Args:
         model: One of the networks of `sdflow_core.faces`.
-        half: Store floating tensors as float16 (read back as float32). Halves the file; relative rounding is 2^-11.
+        half: Store floating tensors as float16 (read back as float32). Halves the file; relative rounding
+            is 2^-11.
 
     Returns:
         safetensors bytes with `kind` and `config` in the metadata.

@@ -1,7 +1,8 @@
 """The StyleGAN2 generator family in plain PyTorch.
 
-One class covers every member of the family: FFHQ 1024 px config-f is `GeneratorConfig()`, our compact 64 px models are
-the same class with smaller numbers. No compiled operators; the same code runs on CPU and CUDA, in fp32 and under autocast.
+One class covers every member of the family: FFHQ 1024 px config-f is `GeneratorConfig()`, our compact 64 px
+models are the same class with smaller numbers. No compiled operators; the same code runs on CPU and CUDA, in
+fp32 and under autocast.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", arXiv 1912.04958.
 """
@@ -82,10 +83,10 @@ class MappingNetwork(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """Convolution whose input channels are scaled by a style, optionally demodulated, optionally upsampling by 2.
+    """Convolution with input channels scaled by a style, optionally demodulated, optionally upsampling by 2.
 
-    Modulation and demodulation are applied to the activations instead of to one weight per sample: equal up to rounding, and one
-    ordinary convolution serves the whole batch.
+    Modulation and demodulation are applied to the activations instead of to one weight per sample: equal up
+    to rounding, and one ordinary convolution serves the whole batch.
     """
 
     def __init__(
@@ -175,7 +176,8 @@ class Generator(nn.Module):
     """w+ [B, L, D] -> RGB images [B, 3, H, W], nominally in [-1, 1] (not clamped).
 
     Example:
-        >>> net = Generator(GeneratorConfig(resolution=16, style_dim=8, channel_base=64, channel_max=8, mapping_layers=2))
+        >>> small = dict(style_dim=8, channel_base=64, channel_max=8, mapping_layers=2)
+        >>> net = Generator(GeneratorConfig(resolution=16, **small))
         >>> net.num_rows, tuple(net.synthesize(torch.zeros(2, 6, 8)).shape)
         (6, (2, 3, 16, 16))
     """

@@ -1,4 +1,4 @@
-"""One source file -> a verdict, and a crop when it is kept. A bad file is a row with a reason, never an exception."""
+"""One source file -> a verdict, and a crop if it is kept. A bad file is a row with a reason, no exception."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Image -> attribute scores. Two designs on purpose: `Labeller` serves the product, `JudgeNetwork` only judges it.
+"""Image -> attribute scores. Two designs on purpose: `Labeller` serves the product, `JudgeNetwork` judges it.
 
-A figure that the labeller gives about an edit that was steered by the labeller proves little; the judge has another architecture
-and was trained on other people.
+A figure that the labeller gives about an edit that was steered by the labeller proves little; the judge has
+another architecture and was trained on other people. It serves nothing else.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ class Labeller(AttributeNetwork):
 
 
 class JudgeNetwork(AttributeNetwork):
-    """A plain stack of wide-kernel separable convolutions with group norm and a spatial head: nothing shared with `Labeller`."""
+    """A plain stack of wide-kernel separable convolutions with group norm and a spatial head.
+
+    Nothing is shared with `Labeller`.
+    """
 
     kind = "judge"
     Config = LabellerConfig

@@ -1,7 +1,7 @@
 """The networks of one bundle, opened once, called in fixed micro-batches, every call counted.
 
-A row must give the same bytes whatever its neighbours: the last micro-batch is filled up by repeating its last row, so that every
-call of a network sees the same shape.
+A row must give the same bytes whatever its neighbours: the last micro-batch is filled up by repeating its
+last row, so that every call of a network sees the same shape.
 """
 
 from __future__ import annotations

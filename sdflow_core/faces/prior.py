@@ -1,7 +1,7 @@
 """A density of w+ to sample new people from, for generators without a mapping network.
 
-A Gaussian fitted to the codes of a training set, kept as mean and principal factors. Truncation scales samples towards the mean, as
-the truncation trick of StyleGAN does.
+A Gaussian fitted to the codes of a training set, kept as mean and principal factors. Truncation scales
+samples towards the mean, as the truncation trick of StyleGAN does.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Prior(nn.Module):
             ContractError: Fewer codes than factors, or non-finite codes.
         """
         n, rows, dim = codes.shape
+        factors = min(factors, rows * dim)
         if n <= factors or not bool(torch.isfinite(codes).all()):
             raise ContractError(
                 "codes to fit a prior to", expected=f"more than {factors} finite codes", found=f"{n} codes"

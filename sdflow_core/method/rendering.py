@@ -25,7 +25,7 @@ class Variant(Config):
     """One edit of a picture: attributes and where they shall go, all others held.
 
     Attributes:
-        targets: name -> wanted labeller score in [0, 1], or `flip` for the opposite of what the picture shows.
+        targets: name -> wanted labeller score in [0, 1], or `flip` for the opposite of what is shown.
     """
 
     targets: dict[str, Target]
@@ -55,8 +55,8 @@ class EditConfig(Config):
         micro_batch: Rows a network call.
     """
 
-    strengths: tuple[float, ...] = (0.7, 1.0, 1.4, 2.0, 2.8)
-    flip_to: float = Field(default=0.85, gt=0.5, lt=1.0)
+    strengths: tuple[float, ...] = (1.0, 1.4, 2.0, 2.8)
+    flip_to: float = Field(default=0.95, gt=0.5, lt=1.0)
     min_identity: float = Field(default=0.363, ge=-1.0, le=1.0)
     max_other_change: float = Field(default=0.5, ge=0.0, le=1.0)
     micro_batch: int = 16
@@ -154,7 +154,8 @@ def render_edits(
         codes, pictures, labels = found.edited.w_plus, found.images, found.scores
         s = networks.batched("semantic_encoder", editor.encode_semantics, pictures)
         strength = torch.maximum(strength, found.strength)
-        # a picture on the wanted side of one half shows the attribute; the exact score is the search's aim, not the gate's
+        # a picture on the wanted side of one half shows the attribute; the exact score is the search's aim,
+        # not the gate's
         side = torch.where(wanted >= 0.5, labels[:, index] >= 0.5, labels[:, index] < 0.5)
         reached &= found.reached | side
     before, after = to_uint8(reconstruction), to_uint8(pictures)

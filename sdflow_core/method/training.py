@@ -59,7 +59,7 @@ class TrainingConfig(Config):
 
     flow: FlowConfig = FlowConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=800, ge=1)
     batch: int = Field(default=128, ge=1)
     image_batch: int = Field(default=32, ge=1)
     edit_batch: int = Field(default=24, ge=1)
@@ -197,12 +197,8 @@ class _Trainer:
         device: str | torch.device,
     ) -> None:
         self.config, self.device, self.step = config, torch.device(device), 0
-        self.codes, self.images, self.scores, self.generator = (
-            codes.float(),
-            images,
-            scores.float(),
-            generator,
-        )
+        self.codes, self.scores = codes.float(), scores.float()
+        self.images, self.generator = images, generator
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             flow = ConditionalFlow(codes.shape[1], codes.shape[2], scores.shape[1], config.flow)

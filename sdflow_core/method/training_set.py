@@ -1,4 +1,4 @@
-"""What an editor learns from: the codes of a dataset, and samples of the generator's prior rendered and labelled on the way."""
+"""What an editor learns from: a dataset's codes, and samples of the prior rendered, labelled on the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small models that ship with the package: read from `embedded_models`, put into a store's model store."""
+"""The small models that ship with the package: read from `embedded_models`, put into a store's models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def embedded_file(name: str) -> bytes:
 
 
 def install_embedded(store: Store) -> Bundle:
-    """Put the embedded models, the detector and the identity network into a store; nothing is promoted or accepted.
+    """Put embedded models, detector and identity network into a store; nothing is promoted or accepted.
 
     Returns:
         The bundle they form, without an editor. Doing it twice is doing it once.

@@ -1,1 +1,1 @@
-"""Training of compact models for a domain of aligned images: data, classifiers, generator + encoder, prior."""
+"""Training compact models for a domain of aligned images: data, classifiers, generator + encoder, prior."""

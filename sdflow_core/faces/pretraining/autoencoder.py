@@ -1,7 +1,8 @@
-"""Generator and encoder learned together: reconstruction first, then with an adversary that also sees samples of the prior.
+"""Generator and encoder learned together: reconstruction first, then with an adversary.
 
-The prior of a compact model is a Gaussian fitted to the encoder's codes. Its samples lie between the codes that reconstruction
-visits; showing them to the discriminator teaches the generator to render them as faces too.
+The adversary also sees samples of the prior. The prior of a compact model is a Gaussian fitted to the
+encoder's codes. Its samples lie between the codes that reconstruction visits; showing them to the
+discriminator teaches the generator to render them as faces too.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
 from sdflow_core.faces.encoder import Encoder, EncoderConfig
@@ -26,6 +27,13 @@ from sdflow_core.faces.prior import Prior
 from sdflow_core.records.errors import ContractError
 
 Progress = Callable[[int, int, dict[str, float]], None]
+N = TypeVar("N", bound=nn.Module)
+
+
+def channels_last(network: N) -> N:
+    """The network itself, its weights laid out for fast convolutions on CPU."""
+    # torch documents this form of `to`, its overloads do not have it
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 class AutoencoderConfig(NetworkConfig):
@@ -60,7 +68,8 @@ class AutoencoderTraining:
 
     Args:
         images: uint8 [N, H, W, 3] aligned faces.
-        features: A frozen network whose feature maps serve as perceptual distance (our own labeller, never a judge).
+        features: A frozen network whose feature maps serve as perceptual distance (our own labeller, never
+            a judge).
         config: What to train.
     """
 
@@ -71,10 +80,9 @@ class AutoencoderTraining:
             raise ContractError("images to pretrain on", expected="at least 500", found=len(images))
         self.config, self.images, self.teacher = config, images, features
         torch.manual_seed(config.seed)
-        last = torch.channels_last
-        self.generator = Generator(config.generator).to(memory_format=last)
-        self.encoder = Encoder(config.encoder).to(memory_format=last)
-        self.discriminator = Discriminator(config.generator.resolution).to(memory_format=last)
+        self.generator = channels_last(Generator(config.generator))
+        self.encoder = channels_last(Encoder(config.encoder))
+        self.discriminator = channels_last(Discriminator(config.generator.resolution))
         self.ema_generator = copy.deepcopy(self.generator).requires_grad_(False)
         self.ema_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.optimiser = torch.optim.Adam(
@@ -160,6 +168,7 @@ class AutoencoderTraining:
             self.fit_prior(2000)
         x = self._batch()
         out: dict[str, float] = {}
+        sampled: Tensor | None = None
         self.discriminator.requires_grad_(False)
         with torch.autocast("cpu", torch.bfloat16):
             w = self.encoder.encode(x)
@@ -202,7 +211,7 @@ class AutoencoderTraining:
             "mse": float(F.mse_loss(y.detach().float(), x)),
             "w": float(w_size.detach()),
         }
-        if adversarial and self.done % c.discriminator_every == 0:
+        if sampled is not None and self.done % c.discriminator_every == 0:
             self.discriminator.requires_grad_(True)
             fake = torch.cat([y.detach().float(), sampled.detach().float()])
             loss_d, real_score = self._discriminate(x, fake.contiguous(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""Training of the labeller and of the judge: binary cross-entropy against soft labels, on people that the other never sees."""
+"""Training labeller and judge: binary cross-entropy against soft labels, on people the other never sees."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def train_classifier(
         batch: Rows a step.
         lr: Peak learning rate (AdamW).
         seed: Of sampling and augmentation.
-        reconstructions: The same rows as the generator renders them: every second step reads these, so that the network is at home
-            in both worlds.
+        reconstructions: The same rows as the generator renders them: every second step reads these, so that
+            the network is at home in both worlds.
         progress: Called as (step, steps, losses).
 
     Raises:

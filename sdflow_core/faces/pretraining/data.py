@@ -52,7 +52,7 @@ def person_of(name: str) -> str:
 
 
 def part_of(person: str) -> int:
-    """55 % of people teach the labeller, 35 % the judge, 10 % are the test; by hash, so that it never moves."""
+    """55 % of people teach the labeller, 35 % the judge, 10 % are the test; by hash, so it never moves."""
     bucket = int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) % 100
     return LABELLER_PART if bucket < 55 else JUDGE_PART if bucket < 90 else TEST_PART
 
@@ -61,7 +61,8 @@ def read_labels(data: bytes, attributes: tuple[str, ...]) -> dict[str, list[floa
     """Read a label CSV: a `path` column and one column in [0, 1] per attribute.
 
     Raises:
-        ContractError: A missing column, a value that is no number in [0, 1], or a path listed twice; names line and column.
+        ContractError: A missing column, a value that is no number in [0, 1], or a path listed twice; names
+            line and column.
     """
     reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
     columns = {c.lower(): c for c in reader.fieldnames or []}

@@ -16,9 +16,7 @@ class Discriminator(nn.Module):
     def __init__(self, resolution: int, channels: tuple[int, ...] = (32, 64, 96, 128, 128)) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
-        self.blocks = nn.ModuleList(
-            [DownBlock(a, b) for a, b in itertools.pairwise(channels)]
-        )
+        self.blocks = nn.ModuleList([DownBlock(a, b) for a, b in itertools.pairwise(channels)])
         side = resolution // 2 ** (len(channels) - 1)
         self.neck = nn.Linear(channels[-1] * side * side, 128)
         self.head = nn.Linear(128, 1)

@@ -1,4 +1,7 @@
-"""The whole pretraining: feature network, generator + encoder, prior, labeller, judge; metrics on people nobody learned from."""
+"""The whole pretraining: feature network, generator + encoder, prior, labeller, judge.
+
+Metrics are taken on people nobody learned from.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import nn
 from sdflow_core.faces.checkpoint import NetworkConfig
 from sdflow_core.faces.labeller import AttributeNetwork, JudgeNetwork, Labeller, LabellerConfig
 from sdflow_core.faces.networks import to_tensor, to_uint8
-from sdflow_core.faces.pretraining.autoencoder import AutoencoderConfig, AutoencoderTraining
+from sdflow_core.faces.pretraining.autoencoder import AutoencoderConfig, AutoencoderTraining, channels_last
 from sdflow_core.faces.pretraining.classifiers import auc, calibration_error, predict, train_classifier
 from sdflow_core.faces.pretraining.data import JUDGE_PART, LABELLER_PART, TEST_PART, FaceSet
 from sdflow_core.faces.prior import Prior
@@ -28,7 +31,8 @@ class PretrainConfig(NetworkConfig):
 
     Attributes:
         attributes: Outputs of labeller and judge.
-        feature_steps: Steps of the network whose features serve as perceptual distance; it learns all columns of the label CSV.
+        feature_steps: Steps of the network whose features serve as perceptual distance; it learns all columns
+            of the label CSV.
         autoencoder: Generator and encoder.
         labeller_steps: Steps of fine-tuning on photographs and reconstructions in turn.
         judge_steps: Likewise, from scratch, on other people.
@@ -72,7 +76,7 @@ def pick_outputs(network: Labeller, attributes: tuple[str, ...]) -> Labeller:
     index = [network.attributes.index(name) for name in attributes]
     state["head.weight"], state["head.bias"] = state["head.weight"][index], state["head.bias"][index]
     small.load_state_dict(state)
-    return small.to(memory_format=torch.channels_last)
+    return channels_last(small)
 
 
 def train_features(faces: FaceSet, config: PretrainConfig, progress: Progress) -> Labeller:
@@ -82,7 +86,7 @@ def train_features(faces: FaceSet, config: PretrainConfig, progress: Progress) -
     net = Labeller(
         LabellerConfig(attributes=faces.attributes, resolution=config.autoencoder.generator.resolution)
     )
-    net = net.to(memory_format=torch.channels_last)
+    net = channels_last(net)
     train_classifier(
         net,
         faces.images[rows],
@@ -134,7 +138,7 @@ def train_readers(
     )
     torch.manual_seed(3)
     judge = JudgeNetwork(LabellerConfig(attributes=config.attributes, resolution=features.config.resolution))
-    judge = judge.to(memory_format=torch.channels_last)
+    judge = channels_last(judge)
     train_classifier(
         judge,
         faces.images[other],
@@ -148,7 +152,7 @@ def train_readers(
 
 
 def measure(faces: FaceSet, networks: dict[str, Any], attributes: tuple[str, ...]) -> dict[str, Any]:
-    """Figures on test people: reconstruction, agreement of both readers with the labels, label kept by the reconstruction."""
+    """Figures on test people: reconstruction, agreement of both readers with the labels, labels it keeps."""
     index = [faces.attributes.index(name) for name in attributes]
     rows = (faces.part == TEST_PART) & ~np.isnan(faces.scores[:, index]).any(1)
     images, scores = faces.images[rows], faces.scores[rows][:, index]
@@ -174,7 +178,9 @@ def measure(faces: FaceSet, networks: dict[str, Any], attributes: tuple[str, ...
 def pretrain(
     faces: FaceSet, config: PretrainConfig, checkpoint: Checkpoint, progress: Progress
 ) -> Pretrained:
-    """Train everything; a killed run goes on at the last checkpoint of the autoencoder, earlier stages are not repeated.
+    """Train everything; a killed run goes on at the last checkpoint of the autoencoder.
+
+    Earlier stages are not repeated.
 
     Raises:
         ContractError: An attribute without labels, or a training that diverged.
@@ -188,7 +194,7 @@ def pretrain(
     features = load_model(saved) if saved else train_features(faces, config, progress)
     if not saved:
         checkpoint.put("features", save_model(features))
-    features = features.to(memory_format=torch.channels_last)
+    features = channels_last(features)
     learn = faces.images[faces.part != TEST_PART]
     training = AutoencoderTraining(learn, features, config.autoencoder)
     state = checkpoint.get("autoencoder")
