@@ -110,7 +110,7 @@ def wanted_side(row: dict[str, Any], index: int, target: Any) -> bool:
 
 
 def edit_metrics(store: Store, edit_run: str) -> dict[str, Any]:
-    """Accuracy by labeller and judge, preservation, identity; failed and gated edits count as edits."""
+    """Accuracy (labeller, judge), preservation, identity; failed and gated edits stay in the denominator."""
     document = edit_run_document(store, edit_run)
     rows = rows_of_run(store, document)
     names = document["attributes"]
