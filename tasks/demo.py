@@ -6,6 +6,7 @@ The reviewer looks at the gates only.
 from __future__ import annotations
 
 import io
+import json
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from sdflow_core.records.config import Config
 from sdflow_core.records.decisions import decide, edit_rows, load_edit_run
+from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import canonical_json
 from sdflow_core.records.objects import LocalStore
 from sdflow_core.weights.embedded import accept_for_demo, install_embedded
@@ -64,7 +66,17 @@ def make_people(run: StepRun, count: int) -> DemoFolder:
 
     store = run.store
     folder = DemoFolder(photos=f"store:{_PHOTOS}", consent=f"store:{_CONSENT}", released=f"store:{_RELEASED}")
-    marker = f"demo/people-{count}.json"
+    size, marker = "demo/size.json", "demo/people.json"
+    if not store.create(size, canonical_json({"people": count})):
+        known = json.loads(store.read(size))["people"]
+        if known != count:
+            raise ContractError(
+                "this store holds a demo of another size",
+                expected=f"--images {known}",
+                found=f"--images {count}",
+                where=store.uri,
+                todo="use another --store, or the same number of images",
+            )
     if store.exists(marker):
         return folder
     networks = networks_of(store, run.job.bundle)

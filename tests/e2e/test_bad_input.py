@@ -95,3 +95,10 @@ def test_a_dry_run_counts_and_writes_no_edit(copy: Path) -> None:
     assert plan["rows"] == 11 and plan["held"] == 0
     assert plan["to_render"] == 11 and plan["refused_by_consent"] == 0
     assert canonical_digests(open_store(str(copy)), "demo") == before
+
+
+def test_a_demo_of_another_size_does_not_mix_with_the_first(copy: Path) -> None:
+    before = canonical_digests(open_store(str(copy)), "demo")
+    text = message(copy, "demo", "--images", "9", "--training-steps", "40")
+    assert "another size" in text and "--images 8" in text
+    assert canonical_digests(open_store(str(copy)), "demo") == before
