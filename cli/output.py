@@ -99,11 +99,11 @@ class Progress:
         if self._drawn is not None:
             self._drawn.update(self._task, completed=self.done)
 
-    def rename(self, label: str, total: int | None = None) -> None:
-        """Goes on to the next phase: another label, counted from 0."""
+    def rename(self, label: str, total: int | None = None, unit: str = "images") -> None:
+        """Goes on to the next phase: another label, counted from 0 in `unit`s."""
         self.done = 0
         if self._drawn is not None:
-            self._drawn.reset(self._task, description=label, total=total)
+            self._drawn.reset(self._task, description=label, total=total, unit=unit)
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def progress(now: State, label: str, total: int | None = None, unit: str = "imag
 
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} {unit}/s")
+            return Text("" if speed is None else f"{speed:.1f} {task.fields.get('unit', unit)}/s")
 
     drawn = Drawn(
         TextColumn("{task.description}"),

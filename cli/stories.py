@@ -15,6 +15,8 @@ from cli.output import State, progress, result, state, table
 
 __all__ = ["register"]
 
+# the phases whose ticks are optimiser steps
+_COUNTED_IN_STEPS = ("train", "features", "autoencoder", "labeller", "judge")
 _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the dataset.")]
 
 
@@ -37,7 +39,7 @@ def _run(now: State, flow: Callable[[], Any], title: str) -> Any:
 
         def listen(what: str, done: int, total: int) -> None:
             if phase[0] != what or done < int(phase[1]):
-                bar.rename(what, total)
+                bar.rename(what, total, "steps" if what in _COUNTED_IN_STEPS else "images")
                 phase[:] = [what, 0]
             bar.advance(done - int(phase[1]))
             phase[1] = done
