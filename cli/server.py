@@ -68,6 +68,7 @@ def prefect_server(store_uri: str) -> Generator[str]:
     }
     configured = os.environ.get("PREFECT_API_URL")
     if configured:
+        _reachable(configured)
         os.environ.update({k: v for k, v in quiet.items() if k not in os.environ})
         yield configured
         return
@@ -97,6 +98,20 @@ def prefect_server(store_uri: str) -> Generator[str]:
     finally:
         os.environ.pop("PREFECT_API_URL", None)
         _stop(server)
+
+
+def _reachable(url: str) -> None:
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in is Prefect's to say
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise SDFlowError(
+            "the configured Prefect server does not answer",
+            found=getattr(error, "reason", error),
+            where=url,
+            todo="start it, or unset PREFECT_API_URL to let sdflow run one of its own",
+        ) from None
 
 
 def _end_with_parent() -> None:

@@ -57,6 +57,15 @@ def test_unwritable_store() -> None:
     assert "cannot be written" in text and "--store" in text
 
 
+def test_a_configured_server_that_does_not_answer(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cli.server import prefect_server
+    from sdflow_core.records.errors import SDFlowError
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(SDFlowError, match="does not answer"), prefect_server(str(copy)):
+        raise AssertionError("no server can have been reached")
+
+
 def test_a_changed_journal_entry_stops_everything(copy: Path) -> None:
     entry = sorted((copy / "private/datasets/demo/journal").glob("0*.json"))[0]
     entry.write_bytes(entry.read_bytes().replace(b'"rows":', b'"rows" :', 1))
