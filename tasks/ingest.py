@@ -83,6 +83,7 @@ def plan_ingest(run: StepRun, source: str, consent: str) -> Shards:
         for row in seen.to_pylist():
             if row["status"] != "failed" and row["version"]:
                 known[(row["uri"], row["size_bytes"], row["mtime_ns"])] = row["version"]
+    current = _current(table, recipe)
     today = datetime.now(UTC).date()
     missing: list[dict[str, Any]] = []
     wanted = 0
@@ -91,7 +92,8 @@ def plan_ingest(run: StepRun, source: str, consent: str) -> Shards:
         allowed = consents.for_source(item.name, today)
         version = item.etag or known.get((item.uri, item.size_bytes, item.mtime_ns or 0), "")
         digest = allowed.digest if allowed else ""
-        if version and row_key(recipe, [_source_id(item.uri, version), digest]) in held:
+        now = current.get(_source_id(item.uri, version)) if version else None
+        if now is not None and now["consent"] == digest and now["row_key"] in held:
             continue
         missing.append(
             {
@@ -138,9 +140,17 @@ def ingest_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     sources: dict[str, dict[str, Any]] = {}
     faces: dict[str, dict[str, Any]] = {}
     items = read_plan(store, plan)
+    table = Table(store, dataset, "sources")
+    current, held = _current(table, recipe), table.held(recipe)
     for number, item in enumerate(items, start=1):
         tick("ingest", number, len(items))
         row, face = _one(run, item, recipe, find, config)
+        now = current.get(row["source_id"])
+        if now is not None and row["row_key"] in held and now["consent"] != row["consent"]:
+            # a consent that was given before, withdrawn, and is given again (or the reverse): the old row
+            # cannot become the latest again, so the verdict gets a row of its own
+            row["inputs"] = [*row["inputs"], now["row_key"]]
+            row["row_key"] = row_key(recipe, row["inputs"])
         sources[row["row_key"]] = row
         if face is not None:
             faces.setdefault(face["row_key"], face)
@@ -151,6 +161,14 @@ def ingest_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     return Table(store, dataset, "sources").commit(
         pa.Table.from_pylist(list(sources.values()), _SOURCES), run=run.run
     )
+
+
+def _current(table: Table, recipe: str) -> dict[str, dict[str, Any]]:
+    """The verdict in force of every source: the row committed last."""
+    if recipe not in table.recipes():
+        return {}
+    rows = table.read(recipe=recipe, latest_by="source_id", columns=["source_id", "row_key", "consent"])
+    return {row["source_id"]: row for row in rows.to_pylist()}
 
 
 def _source_id(uri: str, version: str) -> str:
