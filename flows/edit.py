@@ -20,9 +20,10 @@ def edit(
     dry_run: bool = False,
     store: str = "",
     parent: str = "",
+    bundle: str = "",
 ) -> dict[str, Any]:
     """Edit every kept source by every request its consent covers; a dry run only counts those rows."""
-    with story("edit", dataset, store, parent) as job:
+    with story("edit", dataset, store, parent, pinned=bundle) as job:
         settings = edit_config(config)
         plan = plan_edit(job, variants_of(requests), settings, dry_run)
         if dry_run:

@@ -13,9 +13,11 @@ from tasks.story import QUIET, story
 
 
 @flow(name="ingest", **QUIET)
-def ingest(dataset: str, source: str, consent: str, store: str = "", parent: str = "") -> dict[str, Any]:
+def ingest(
+    dataset: str, source: str, consent: str, store: str = "", parent: str = "", bundle: str = ""
+) -> dict[str, Any]:
     """Every file of `source` becomes a row, kept or dropped with a reason; originals are only read."""
-    with story("ingest", dataset, store, parent) as job:
+    with story("ingest", dataset, store, parent, pinned=bundle) as job:
         plan = plan_ingest(job, source, consent)
         each_shard(ingest_shard, job, plan.shards)
         counts = counted(job, "sources", plan)

@@ -13,9 +13,9 @@ from tasks.story import QUIET, story
 
 
 @flow(name="invert", **QUIET)
-def invert(dataset: str, store: str = "", parent: str = "") -> dict[str, Any]:
+def invert(dataset: str, store: str = "", parent: str = "", bundle: str = "") -> dict[str, Any]:
     """Encode every kept face that has no code of the promoted encoder yet."""
-    with story("invert", dataset, store, parent) as job:
+    with story("invert", dataset, store, parent, pinned=bundle) as job:
         plan = plan_invert(job)
         each_shard(invert_shard, job, plan.shards)
         counts = counted(job, "latents", plan)

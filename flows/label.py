@@ -13,9 +13,9 @@ from tasks.story import QUIET, story
 
 
 @flow(name="label", **QUIET)
-def label(dataset: str, store: str = "", parent: str = "") -> dict[str, Any]:
+def label(dataset: str, store: str = "", parent: str = "", bundle: str = "") -> dict[str, Any]:
     """Score every kept face that has no scores of the promoted labeller yet; latents are not touched."""
-    with story("label", dataset, store, parent) as job:
+    with story("label", dataset, store, parent, pinned=bundle) as job:
         plan = plan_label(job)
         each_shard(label_shard, job, plan.shards)
         counts = counted(job, "labels", plan)

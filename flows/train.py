@@ -13,10 +13,15 @@ from tasks.train import promote_editor, train_editor_step, training_config
 
 @flow(name="train", **QUIET)
 def train(
-    dataset: str, config: dict[str, Any] | None = None, store: str = "", parent: str = "", by: str = "train"
+    dataset: str,
+    config: dict[str, Any] | None = None,
+    store: str = "",
+    parent: str = "",
+    bundle: str = "",
+    by: str = "train",
 ) -> dict[str, Any]:
     """Train flow and semantic encoder together; a killed training goes on where it stopped."""
-    with story("train", dataset, store, parent) as job:
+    with story("train", dataset, store, parent, pinned=bundle) as job:
         editor = train_editor_step(job, training_config(config))
         bundle = promote_editor(job, editor, by)
         facts = trained(job, editor, bundle)

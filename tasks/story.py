@@ -22,7 +22,7 @@ QUIET: dict[str, Any] = {
 
 @contextmanager
 def story(
-    name: str, dataset: str, store: str = "", parent: str = "", *, bundle: bool = True
+    name: str, dataset: str, store: str = "", parent: str = "", *, bundle: bool = True, pinned: str = ""
 ) -> Generator[Job]:
     """START, then COMPLETE or FAIL, around a flow's body.
 
@@ -32,13 +32,14 @@ def story(
         store: Address; empty: the setting.
         parent: Run id of the story that contains this one; empty at the top.
         bundle: Whether models are used, so that a bundle must be in force.
+        pinned: Digest of the bundle that the containing story pinned; empty: the one in force now.
 
     Yields:
         The job that every step is given.
     """
     opened = store_at(store or settings().store)
     opened.check_writable()
-    digest = pin_bundle(opened).digest if bundle else ""
+    digest = (pinned or pin_bundle(opened).digest) if bundle else ""
     run = uuid.uuid4().hex
     lineage = Lineage(opened)
 
