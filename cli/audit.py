@@ -58,7 +58,10 @@ def show(document: dict[str, Any]) -> None:
 
 
 def _release(found: dict[str, Any] | None) -> str:
-    return f"{found['release_id']} at {found['time']}: {found['uri']}" if found else "not released"
+    if not found:
+        return "not released"
+    revoked = ", REVOKED: the latest decision rejects it, take it back there" if found["revoked"] else ""
+    return f"{found['release_id']} at {found['time']}: {found['uri']}{revoked}"
 
 
 def _decision(found: dict[str, Any] | None) -> str:

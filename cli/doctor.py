@@ -51,6 +51,7 @@ def doctor(
         _models,
         _licences,
         _journals,
+        _released,
         _prefect,
     ]
     if deep:
@@ -134,6 +135,19 @@ def _models(store: Store) -> Iterator[Check]:
     todo = "add these models again, or `sdflow models rollback`" if missing else ""
     found = f"{current.digest[:12]}, missing: {', '.join(missing) or 'nothing'}"
     yield Check("bundle", not missing, found, todo)
+    if current.editor is None:
+        # A state, not a fault: everything up to the labels works without one.
+        yield Check("editor", True, "none in the bundle yet", "`sdflow train DATASET` makes one")
+
+
+def _released(store: Store) -> Iterator[Check]:
+    from sdflow_core.records.releases import locate, releases, revoked
+
+    count = sum(len(item.outputs) for item in releases(store))
+    back = revoked(store)
+    shown = ", ".join(locate(store, out.uri) for _, out, _ in back[:5])
+    todo = f"take them back where they went: {shown}{' ...' if len(back) > 5 else ''}" if back else ""
+    yield Check("releases", not back, f"{count} pictures left, {len(back)} rejected since", todo)
 
 
 def _licences(store: Store) -> Iterator[Check]:

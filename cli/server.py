@@ -7,6 +7,7 @@ time to drain.
 from __future__ import annotations
 
 import ctypes
+import http.client
 import os
 import signal
 import socket
@@ -102,16 +103,23 @@ def prefect_server(store_uri: str) -> Generator[str]:
 
 def _reachable(url: str) -> None:
     try:
-        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is Prefect's to say
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise SDFlowError(
-            "the configured Prefect server does not answer",
-            found=getattr(error, "reason", error),
-            where=url,
-            todo="start it, or unset PREFECT_API_URL to let sdflow run one of its own",
-        ) from None
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10) as answer:
+            if answer.read(64).strip() == b"true":
+                return
+        found: object = "an answer that is not Prefect's"
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return  # it answers; whether it lets us in is Prefect's to say
+        found = f"HTTP status {error.code}"
+    except (urllib.error.URLError, OSError, ValueError, http.client.HTTPException) as error:
+        found = getattr(error, "reason", error)
+    raise SDFlowError(
+        "the configured Prefect server does not answer",
+        expected="a Prefect API address such as http://HOST:4200/api",
+        found=found,
+        where=url,
+        todo="start it, or unset PREFECT_API_URL to let sdflow run one of its own",
+    )
 
 
 def _end_with_parent() -> None:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import checks
 from cli.output import State, progress, result, state, table
+
+if TYPE_CHECKING:
+    from sdflow_core.records.store import Store
 
 __all__ = ["register"]
 
+NOT_KEPT_SHOWN = 20
 # the phases whose ticks are optimiser steps
 _COUNTED_IN_STEPS = ("train", "features", "autoencoder", "labeller", "judge")
 _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the dataset.")]
@@ -26,12 +31,16 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def _run(now: State, flow: Callable[[], Any], title: str) -> Any:
+def _run(
+    now: State, flow: Callable[[], Any], title: str, check: Callable[[Store], None] | None = None
+) -> Any:
     """Run a flow under a server, with a progress bar where somebody waits."""
     from cli.server import prefect_server
 
     store = now.store()
-    store.check_writable()  # before a server is started for nothing
+    store.check_writable()  # before a server is started for nothing, as what `check` looks at
+    if check is not None:
+        check(store)
     with prefect_server(now.store_uri), progress(now, title) as bar:
         from tasks.runtime import listening
 
@@ -157,8 +166,35 @@ def ingest(
 
         return story(dataset=name, source=source, consent=consent, store=now.store_uri)
 
-    facts = _run(now, flow, "ingest")
-    result(now, facts, _facts(f"Ingested into {name}", facts))
+    facts = _run(now, flow, "ingest", lambda store: checks.before_ingest(store, name, source, consent))
+    facts = {**facts, "not_kept": _not_kept(now, name)}
+    result(now, facts, lambda: _show_ingest(name, facts))
+
+
+def _not_kept(now: State, dataset: str) -> list[dict[str, str]]:
+    """Sources that were not kept, by name: for the screen of who handed them over, not for Prefect."""
+    from sdflow_core.records.tables import Table
+
+    rows = Table(now.store(), dataset, "sources").read(
+        latest_by="uri", statuses=["dropped", "failed"], columns=["name", "status", "reason"]
+    )
+    return sorted(rows.to_pylist(), key=lambda row: row["name"])
+
+
+def _show_ingest(dataset: str, facts: dict[str, Any]) -> None:
+    names = ("in", "kept", "dropped", "failed", "new")
+    table(f"Ingested into {dataset}", names, [[facts[name] for name in names]])
+    rows = facts["not_kept"]
+    if rows:
+        shown = rows[:NOT_KEPT_SHOWN]
+        left = len(rows) - len(shown)
+        table(
+            "Not kept", ("status", "reason", "source"), [(r["status"], r["reason"], r["name"]) for r in shown]
+        )
+        if left:
+            print(f"and {left} more; --json lists all of them.")
+    for remark in facts["remarks"]:
+        print(f"Note: {remark}.")
 
 
 def invert(context: typer.Context, dataset: _Dataset) -> None:
@@ -170,7 +206,8 @@ def invert(context: typer.Context, dataset: _Dataset) -> None:
 
         return story(dataset=dataset, store=now.store_uri)
 
-    facts = _run(now, flow, "invert")
+    todo = f"run `sdflow ingest SOURCE --name {dataset} --consent FILE` first"
+    facts = _run(now, flow, "invert", lambda store: checks.before_work(store, dataset, "faces", todo))
     result(now, facts, _facts(f"Latents of {dataset}", facts))
 
 
@@ -183,7 +220,8 @@ def label(context: typer.Context, dataset: _Dataset) -> None:
 
         return story(dataset=dataset, store=now.store_uri)
 
-    facts = _run(now, flow, "label")
+    todo = f"run `sdflow ingest SOURCE --name {dataset} --consent FILE` first"
+    facts = _run(now, flow, "label", lambda store: checks.before_work(store, dataset, "faces", todo))
     result(now, facts, _facts(f"Labels of {dataset}", facts))
 
 
@@ -208,7 +246,8 @@ def train(
 
         return story(dataset=dataset, config=config, store=now.store_uri)
 
-    facts = _run(now, flow, "train")
+    todo = f"run `sdflow invert {dataset}` first"
+    facts = _run(now, flow, "train", lambda store: checks.before_work(store, dataset, "latents", todo))
     result(now, facts, _facts(f"Editor of {dataset}", facts))
 
 
@@ -234,8 +273,21 @@ def edit(
 
         return story(dataset=dataset, requests=[request], dry_run=dry_run, store=now.store_uri)
 
-    facts = _run(now, flow, "edit")
-    result(now, facts, _facts(f"Edits of {dataset}", facts))
+    facts = _run(now, flow, "edit", lambda store: checks.before_edit(store, dataset, request))
+    result(now, facts, lambda: _show_edit(dataset, facts))
+
+
+def _show_edit(dataset: str, facts: dict[str, Any]) -> None:
+    _facts(f"Edits of {dataset}", facts)()
+    if facts.get("dry_run"):
+        return
+    if facts["status"].get("waiting"):
+        print(
+            f"Look at the contact sheet and the pages beside it, then:\n"
+            f"sdflow decide {facts['edit_run']} --approve all|ID --reject ID --by NAME"
+        )
+    else:
+        print("Nothing waits for a decision: `sdflow why EDIT_ID` tells why an edit was held or dropped.")
 
 
 def _request(targets: list[str]) -> dict[str, float | str]:
@@ -277,7 +329,7 @@ def publish(
 
         return story(edit_run=edit_run, target=to, store=now.store_uri)
 
-    facts = _run(now, flow, "publish")
+    facts = _run(now, flow, "publish", lambda store: checks.before_publish(store, edit_run, to))
     result(now, facts, _facts("Released", facts))
 
 

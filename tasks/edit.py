@@ -13,13 +13,13 @@ from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import canonical_json, row_key, sha256_hex
 from sdflow_core.records.tables import Table, wplus_numpy
 from tasks import recipes
+from tasks.consented import ended, kept_sources, today
 from tasks.plans import Shards, read_plan, write_plans
 from tasks.runtime import editor_of, load_bundle, networks_of, settings, tick
 from tasks.step import StepRun, step
 
-CHUNK_ROWS = (
-    64  # pictures in memory at a time; a multiple of the micro-batch, without influence on the result
-)
+# pictures in memory at a time; a multiple of the micro-batch, without influence on the result
+CHUNK_ROWS = 64
 
 _STRINGS = (
     "row_key",
@@ -55,7 +55,7 @@ class EditPlan(Config):
     Attributes:
         edit_run: Its id: the same request over the same rows has the same id.
         shards: What is left to render.
-        refused: Of the rows to come, those that consent does not cover; they become dropped rows.
+        refused: Of the rows to come, those that consent does not cover or that have no latent: dropped rows.
     """
 
     edit_run: str
@@ -155,26 +155,21 @@ def _wanted(run: StepRun, variants: tuple[Any, ...], recipe: str, bundle: Any) -
         recipe=recipes.ingest(bundle).key, columns=["face_id", "points"], statuses=["kept"]
     )
     points_of = dict(zip(points["face_id"].to_pylist(), points["points"].to_pylist(), strict=True))
-    sources = (
-        Table(store, dataset, "sources")
-        .read(
-            recipe=recipes.ingest(bundle).key,
-            latest_by="source_id",
-            statuses=["kept"],
-            columns=["source_id", "image_id", "face_id", "consent", "consent_attributes"],
-        )
-        .to_pylist()
-    )
+    sources = kept_sources(store, dataset, recipes.ingest(bundle).key)
+    day = today()
     items: list[dict[str, Any]] = []
     for source in sources:
-        if source["face_id"] not in code_of:
-            continue
+        code = code_of.get(source["face_id"], "")
         for variant in variants:
             request = variant.text()
-            inputs = [code_of[source["face_id"]], source["source_id"], source["consent"], request]
+            inputs = [code, source["source_id"], source["consent"], request]
             allowed = source["consent_attributes"]
             barred = [n for n in sorted(variant.targets) if "*" not in allowed and n not in allowed]
-            refused = f"consent does not cover {', '.join(barred)}" if barred else ""
+            refused = ended(source, day)
+            if not refused and barred:
+                refused = f"consent does not cover {', '.join(barred)}"
+            if not refused and not code:
+                refused = "its face has no latent: `sdflow invert` has not seen it, or could not encode it"
             items.append(
                 {
                     "row_key": row_key(recipe, inputs),
@@ -182,7 +177,7 @@ def _wanted(run: StepRun, variants: tuple[Any, ...], recipe: str, bundle: Any) -
                     "source_id": source["source_id"],
                     "image_id": source["image_id"],
                     "face_id": source["face_id"],
-                    "points": points_of[source["face_id"]],
+                    "points": points_of.get(source["face_id"], []),
                     "request": request,
                     "targets": variant.model_dump(mode="json")["targets"],
                     "refused": refused,

@@ -10,54 +10,50 @@ import pyarrow as pa
 from sdflow_core.records.config import DatasetRef, PlanRef
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import row_key
-from sdflow_core.records.tables import Table, wplus_column
+from sdflow_core.records.tables import BASE_COLUMNS, Table, wplus_column
 from tasks import recipes
+from tasks.consented import consented_faces
 from tasks.plans import Shards, read_plan, write_plans
 from tasks.runtime import load_bundle, networks_of, settings
 from tasks.step import StepRun, step
 
-_BASE = [
-    ("row_key", pa.string()),
-    ("recipe", pa.string()),
-    ("status", pa.string()),
-    ("reason", pa.string()),
-    ("inputs", pa.list_(pa.string())),
-    ("face_id", pa.string()),
-]
+_NAMES = [*(name for name in BASE_COLUMNS if name != "run"), "face_id"]
 
 
 def _plan(run: StepRun, table_name: str, recipe: str) -> Shards:
     store, dataset = run.store, run.job.dataset
     table = Table(store, dataset, table_name)
-    faces = Table(store, dataset, "faces").read(
-        recipe=recipes.ingest(load_bundle(store, run.job.bundle)).key,
-        columns=["row_key", "face_id", "crop"],
-        statuses=["kept"],
+    of_ingest = recipes.ingest(load_bundle(store, run.job.bundle)).key
+    allowed = consented_faces(store, dataset, of_ingest)
+    known = Table(store, dataset, "faces").read(
+        recipe=of_ingest, columns=["row_key", "face_id", "crop"], statuses=["kept"]
     )
-    if faces.num_rows == 0:
+    faces = [row for row in known.to_pylist() if row["face_id"] in allowed]
+    if not faces:
         raise ContractError(
             "there are no faces to work on",
             where=f"dataset {dataset}",
-            expected="at least one kept face",
+            expected="at least one kept face whose consent holds",
+            found=f"{known.num_rows} faces, none of them with a consent that holds today",
             todo="run `sdflow ingest` for this dataset, with the bundle that is promoted now",
         )
     held = table.held(recipe)
-    missing = [row for row in faces.to_pylist() if row_key(recipe, [row["row_key"]]) not in held]
+    missing = [row for row in faces if row_key(recipe, [row["row_key"]]) not in held]
     if not missing:
         run.reused(table.ref(recipe))
     shards = write_plans(run, missing, settings().shard_rows)
-    return Shards(shards=shards, wanted=faces.num_rows, held=faces.num_rows - len(missing), recipe=recipe)
+    return Shards(shards=shards, wanted=len(faces), held=len(faces) - len(missing), recipe=recipe)
 
 
 @step("plan invert")
 def plan_invert(run: StepRun) -> Shards:
-    """Which faces have no code yet."""
+    """Which faces under a consent that holds have no code yet."""
     return _plan(run, "latents", run.using(recipes.invert(load_bundle(run.store, run.job.bundle))))
 
 
 @step("plan label")
 def plan_label(run: StepRun) -> Shards:
-    """Which faces have no labels yet."""
+    """Which faces under a consent that holds have no labels yet."""
     return _plan(run, "labels", run.using(recipes.label(load_bundle(run.store, run.job.bundle))))
 
 
@@ -96,7 +92,7 @@ def invert_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     psnr = inversion_psnr(to_tensor(crops), networks.render(torch.from_numpy(codes))).numpy()
     reasons = ["" if ok else "the encoder gave numbers that are not finite" for ok in finite]
     columns = [*_base_columns(rows, recipe, reasons), wplus_column(codes), pa.array(psnr.astype(np.float32))]
-    names = [*(name for name, _ in _BASE), "w_plus", "reconstruction_psnr_db"]
+    names = [*_NAMES, "w_plus", "reconstruction_psnr_db"]
     return Table(run.store, run.job.dataset, "latents").commit(pa.table(columns, names=names), run=run.run)
 
 
@@ -114,5 +110,5 @@ def label_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
         *_base_columns(rows, recipe, [""] * len(rows)),
         *(pa.array(scores[:, i]) for i in range(len(attributes))),
     ]
-    names = [*(name for name, _ in _BASE), *attributes]
+    names = [*_NAMES, *attributes]
     return Table(run.store, run.job.dataset, "labels").commit(pa.table(columns, names=names), run=run.run)

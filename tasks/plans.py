@@ -20,12 +20,14 @@ class Shards(Config):
         wanted: Rows the story wants to exist.
         held: Of these, rows that exist already.
         recipe: How the missing ones are computed.
+        remarks: What a person should know, in words; names no file and no person.
     """
 
     shards: tuple[PlanRef, ...]
     wanted: int
     held: int
     recipe: str
+    remarks: tuple[str, ...] = ()
 
 
 def write_plans(run: StepRun, items: Sequence[dict[str, Any]], shard_rows: int) -> tuple[PlanRef, ...]:

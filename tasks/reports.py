@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,18 @@ from sdflow_core.records.keys import sha256_hex
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 from tasks import recipes
+from tasks.consented import consented_faces
 from tasks.runtime import load_bundle, store_at
 from tasks.step import Job, StepRun, step
 
-SHEET_ROWS_PER_VARIANT = 9
+SHEET_ROWS_PER_VARIANT = 10  # of the overview
+SHEET_ROWS_PER_PAGE = 60
 
 
 def source_counts(store: Store, dataset: str, bundle: str) -> dict[str, Any]:
     """`{"in", "kept", "dropped", "failed", "reasons"}` of a dataset; in = kept + dropped + failed, always."""
     key = recipes.ingest(load_bundle(store, bundle)).key
-    rows = Table(store, dataset, "sources").read(
-        recipe=key, latest_by="source_id", columns=["status", "reason"]
-    )
+    rows = Table(store, dataset, "sources").read(recipe=key, latest_by="uri", columns=["status", "reason"])
     status = Counter(rows["status"].to_pylist())
     reasons = Counter(
         r for r, s in zip(rows["reason"].to_pylist(), rows["status"].to_pylist(), strict=True) if s != "kept"
@@ -46,11 +47,14 @@ def counted(job: Job, table: str, plan: Any) -> dict[str, Any]:
     store = store_at(job.store)
     new = plan.wanted - plan.held
     if table == "sources":
-        return {**source_counts(store, job.dataset, job.bundle), "new": new}
-    rows = Table(store, job.dataset, table).read(recipe=plan.recipe, columns=["status"])
-    status = Counter(rows["status"].to_pylist())
-    if rows.num_rows < plan.wanted:
-        raise ContractError(f"rows are missing in {table}", expected=plan.wanted, found=rows.num_rows)
+        return {**source_counts(store, job.dataset, job.bundle), "new": new, "remarks": list(plan.remarks)}
+    rows = (
+        Table(store, job.dataset, table).read(recipe=plan.recipe, columns=["status", "face_id"]).to_pylist()
+    )
+    allowed = consented_faces(store, job.dataset, recipes.ingest(load_bundle(store, job.bundle)).key)
+    if len(rows) < plan.wanted:
+        raise ContractError(f"rows are missing in {table}", expected=plan.wanted, found=len(rows))
+    status = Counter(row["status"] for row in rows if row["face_id"] in allowed)
     return {
         "in": plan.wanted,
         "kept": status["kept"],
@@ -175,44 +179,74 @@ def _median(values: list[float]) -> float | None:
 
 @step("contact sheet")
 def contact_sheet(run: StepRun, edit_run: str) -> str:
-    """Before / after / difference per variant, as one page; gives its store key."""
-    from sdflow_core.faces.pixels import read_png
-    from sdflow_core.faces.sheet import SheetRow
-    from sdflow_core.faces.sheet import contact_sheet as draw
+    """All that waits, source / before / after / difference: an overview, and pages that show every edit.
+
+    Gives the overview's store key; the pages lie beside it.
+    """
+    from sdflow_core.faces.sheet import pages
 
     store = run.store
     document = edit_run_document(store, edit_run)
     rows = [row for row in rows_of_run(store, document) if row["status"] == "waiting"]
-    key = document["sheet"]
-    names = document["attributes"]
-    groups: dict[str, list[SheetRow]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for targets in document["requests"]:
         request = json.dumps(targets, sort_keys=True, separators=(",", ":"))
-        of = [row for row in rows if row["request"] == request]
-        chosen = [
-            of[i] for i in np.linspace(0, len(of) - 1, min(len(of), SHEET_ROWS_PER_VARIANT)).astype(int)
-        ]
-        heading = ", ".join(
-            f"{n}: the opposite" if t == "flip" else f"{n} to {t:g}" for n, t in sorted(targets.items())
+        groups[_heading(targets)] = [row for row in rows if row["request"] == request]
+    parts = list(pages(groups, SHEET_ROWS_PER_PAGE))
+    for number, part in enumerate(parts, start=1):
+        title = f"Edits to review: run {edit_run}, page {number} of {len(parts)}"
+        _draw(store, document, part, title, page_key(document, number))
+    few: dict[str, list[dict[str, Any]]] = {}
+    for heading, of in groups.items():
+        places = np.linspace(0, len(of) - 1, min(len(of), SHEET_ROWS_PER_VARIANT)).astype(int)
+        shown = "all" if len(of) == len(places) else f"{len(places)} of {len(of)} shown"
+        few[f"{heading} ({len(of)} waiting, {shown})"] = [of[place] for place in places]
+    title = f"Edits to review: run {edit_run}"
+    where = f"The pages beside this file show all {len(rows)} edits." if len(parts) else ""
+    _draw(store, document, few, title, document["sheet"], where)
+    return document["sheet"]
+
+
+def page_key(document: dict[str, Any], number: int) -> str:
+    """Store key of one page of a run's contact sheet; pages count from 1."""
+    return f"{document['sheet'].removesuffix('.png')}-{number:03d}.png"
+
+
+def _heading(targets: dict[str, Any]) -> str:
+    said = (f"{n}: the opposite" if t == "flip" else f"{n} to {t:g}" for n, t in sorted(targets.items()))
+    return ", ".join(said)
+
+
+def _draw(
+    store: Store,
+    document: dict[str, Any],
+    groups: Mapping[str, Sequence[dict[str, Any]]],
+    title: str,
+    key: str,
+    where: str = "",
+) -> None:
+    from sdflow_core.faces.pixels import read_png
+    from sdflow_core.faces.sheet import SheetRow
+    from sdflow_core.faces.sheet import contact_sheet as draw
+
+    crops = _crops(store, document["dataset"], {row["face_id"] for part in groups.values() for row in part})
+
+    def shown(row: dict[str, Any]) -> SheetRow:
+        return SheetRow(
+            read_png(store.read(row["before"])),
+            read_png(store.read(row["output"])),
+            _caption(row, json.loads(row["request"]), document["attributes"]),
+            read_png(store.read(crops[row["face_id"]])),
         )
-        heading = f"{heading} ({len(of)} waiting)"
-        groups[heading] = [
-            SheetRow(
-                read_png(store.read(r["before"])),
-                read_png(store.read(r["output"])),
-                _caption(r, targets, names),
-            )
-            for r in chosen
-        ]
-    store.put(
-        key,
-        draw(
-            groups,
-            f"Edits to review: run {edit_run}",
-            note="Before is the reconstruction that the edit starts from.",
-        ),
-    )
-    return key
+
+    note = f"Source is what was handed over, Before its reconstruction that the edit starts from. {where}"
+    drawn = {heading: [shown(row) for row in part] for heading, part in groups.items()}
+    store.put(key, draw(drawn, title, columns=2, note=note.strip()))
+
+
+def _crops(store: Store, dataset: str, face_ids: set[str]) -> dict[str, str]:
+    rows = Table(store, dataset, "faces").read(columns=["face_id", "crop"], statuses=["kept"]).to_pylist()
+    return {row["face_id"]: row["crop"] for row in rows if row["face_id"] in face_ids}
 
 
 def _caption(row: dict[str, Any], targets: dict[str, Any], names: list[str]) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sdflow_core.records.config import Config, as_recipe
 from sdflow_core.records.errors import ContractError, NotFoundError
-from sdflow_core.records.keys import row_key
+from sdflow_core.records.keys import dataset_digest, row_key
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table, wplus_numpy
 from sdflow_core.weights.model_store import Bundles, ModelStore
 from tasks import recipes
+from tasks.consented import consented_faces
 from tasks.runtime import networks_of, settings, tick
 from tasks.step import StepRun, step
 
@@ -50,6 +53,38 @@ class _Checkpoint:
             return None
 
 
+def _material(store: Store, dataset: str, bundle: Any) -> tuple[pa.Table, pa.Table]:
+    """Latents and labels of the faces under a consent that holds, each sorted by row key."""
+    faces = sorted(consented_faces(store, dataset, recipes.ingest(bundle).key))
+    compute: Any = pc  # its functions are made when it is imported
+
+    def part(table: str, recipe: str, columns: list[str]) -> pa.Table:
+        names = ["row_key", "face_id", *columns]
+        rows = Table(store, dataset, table).read(recipe=recipe, columns=names, statuses=["kept"])
+        if rows.num_rows == 0:
+            return rows
+        allowed = compute.is_in(rows["face_id"], value_set=pa.array(faces, pa.string()))
+        return rows.filter(allowed).sort_by("row_key")
+
+    latents = part("latents", recipes.invert(bundle).key, ["w_plus"])
+    if latents.num_rows == 0:
+        raise ContractError(
+            "there are no latents to train on",
+            expected="codes of faces whose consent holds, made by the promoted encoder",
+            where=f"dataset {dataset}",
+            todo=f"run `sdflow invert {dataset}` with the bundle that is promoted now",
+        )
+    return latents, part("labels", recipes.label(bundle).key, list(bundle.attributes))
+
+
+def _histograms(labels: pa.Table, attributes: tuple[str, ...]) -> dict[str, list[int]]:
+    """Counts of the dataset's labels in ten equal parts of [0, 1]: what later nights are compared with."""
+    if labels.num_rows == 0:
+        return {}
+    counts = {name: np.histogram(labels[name].to_numpy(), bins=10, range=(0, 1))[0] for name in attributes}
+    return {name: part.tolist() for name, part in counts.items()}
+
+
 @step("train")
 def train_editor_step(run: StepRun, config: Any) -> EditorRef:
     """Train flow and semantic encoder together, resuming where a killed run stopped."""
@@ -62,10 +97,9 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
     store, dataset = run.store, run.job.dataset
     networks = networks_of(store, run.job.bundle)
     bundle = networks.bundle
-    latents, labels = Table(store, dataset, "latents"), Table(store, dataset, "labels")
-    of_latents, of_labels = recipes.invert(bundle).key, recipes.label(bundle).key
     recipe = run.using(recipes.train(bundle, as_recipe(config)))
-    inputs = [latents.ref(of_latents).digest, labels.ref(of_labels).digest]
+    rows, labels = _material(store, dataset, bundle)
+    inputs = [dataset_digest(part["row_key"].to_pylist()) for part in (rows, labels)]
     key = row_key(recipe, inputs)
     editors = Table(store, dataset, "editors")
     if key in editors.held(recipe):
@@ -73,15 +107,6 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
         row = editors.find(key)
         assert row is not None
         return EditorRef(digest=row["editor"], row_key=key)
-    rows = latents.read(recipe=of_latents, columns=["row_key", "w_plus"], statuses=["kept"]).sort_by(
-        "row_key"
-    )
-    if rows.num_rows == 0:
-        raise ContractError(
-            "there are no latents to train on",
-            where=f"dataset {dataset}",
-            todo="run `sdflow invert` with the bundle that is promoted now",
-        )
     data = make_training_set(networks, torch.from_numpy(wplus_numpy(rows, "w_plus").copy()), config)
     checkpoint = _Checkpoint(store, f"private/training/{key}/checkpoint.bin")
     networks.calls["training"] += 1
@@ -109,6 +134,7 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
         "bundle": run.job.bundle,
         "training_rows": len(data.codes),
         "dataset_rows": rows.num_rows,
+        "label_histograms": _histograms(labels, bundle.attributes),
         "final_losses": metrics,
     }
     digest = ModelStore(store).add("editor", editor.to_bytes(), card)

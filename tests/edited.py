@@ -85,6 +85,13 @@ def consent_again(
     )
 
 
+def replace_source(store: Store, edited: Edited, number: int) -> None:
+    """Ingests another file under the address of one source."""
+    other = sha256_hex(f"another {number}".encode())
+    row = {**_source(other, number, sha256_hex(b"consent"), "", ["*"]), "version": "2"}
+    _commit(store, "sources", "ingest", [row])
+
+
 def _source(source_id: str, number: int, consent: str, expires: str, attributes: list[str]) -> dict[str, Any]:
     return {
         "inputs": [source_id, consent],

@@ -18,6 +18,7 @@ from sdflow_core.records.keys import sha256_hex
 
 LONG_SIDE_PX = 640  # YuNet was trained on 320 and 640 px pictures; more only costs time
 SHORT_LIMIT_PX = 160  # pictures smaller than this are enlarged first
+THINNEST_PX = 16
 _SCORE, _OVERLAP, _MOST_FACES = 0.6, 0.3, 50
 
 
@@ -123,6 +124,10 @@ class Detector(ModelFile):
                 expected="uint8 [H, W, 3] RGB",
                 found=f"{image.dtype} {list(image.shape)}",
             )
+        if min(image.shape[:2]) < THINNEST_PX:
+            # No face fits, and on such strips the network's answer depends on what it saw before: now and
+            # then it is a face with a score of 1 and a box far outside the picture.
+            return []
         side = max(image.shape[:2])
         views = sorted({min(max(side, SHORT_LIMIT_PX), LONG_SIDE_PX), min(side, 320)}, reverse=True)
         for view in views:
@@ -149,7 +154,9 @@ class Detector(ModelFile):
         for row in found.astype(np.float64):
             box = np.concatenate([row[0:2] * scale + half, row[2:4] * scale])
             points = row[4:14].reshape(5, 2) * scale + half
-            if np.isfinite(row).all() and box[2] > 0 and box[3] > 0:
+            middle = box[:2] + box[2:] / 2
+            inside = bool((middle >= 0).all() and (middle <= [width, height]).all())
+            if np.isfinite(row).all() and box[2] > 0 and box[3] > 0 and inside:
                 faces.append(Face(box, points, float(row[14])))
         return sorted(faces, key=lambda face: (-float(face.box[2] * face.box[3]), -face.score))
 

@@ -7,6 +7,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,16 +36,25 @@ _SPELLED = str.maketrans(
     }
 )
 
+T = TypeVar("T")
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True, eq=False)
 class SheetRow:
-    """One edit: `before`, `after` [H, W, 3] uint8 RGB of one size; `caption` names no file and no person."""
+    """One edit.
+
+    Attributes:
+        before: [H, W, 3] uint8 RGB, what the edit starts from.
+        after: Like `before`, the edit.
+        caption: Names no file and no person.
+        source: [H', W', 3] uint8 RGB, the picture that was handed over; None: not shown.
+    """
 
     before: NDArray[np.uint8]
     after: NDArray[np.uint8]
     caption: str
+    source: NDArray[np.uint8] | None = None
 
 
 def contact_sheet(
@@ -52,13 +62,14 @@ def contact_sheet(
 ) -> bytes:
     """Draw the contact sheet.
 
-    Each row becomes a triple before / after / difference. The difference is the mean absolute difference of
-    the three channels, times `gain`: white is unchanged, black is a change of 255 / gain levels or more.
+    Each row becomes three tiles, before / after / difference, or four with the source in front. The
+    difference is the mean absolute difference of the three channels, times `gain`: white is unchanged,
+    black is a change of 255 / gain levels or more.
 
     Args:
         groups: heading -> its rows, drawn in this order; usually one heading an attribute.
         title: headline of the page.
-        columns: triples side by side, at least 1.
+        columns: rows side by side, at least 1.
         note: one line under the title, such as the date and the editor.
         gain: amplification of the difference.
 
@@ -81,10 +92,11 @@ def contact_sheet(
             found=total,
             todo="split them with sheet.pages()",
         )
-    triple = 3 * _TILE_PX + 2 * _GAP_PX
+    tiles = 4 if any(row.source is not None for rows in groups.values() for row in rows) else 3
+    width = tiles * (_TILE_PX + _GAP_PX) - _GAP_PX
     # Fewer columns when no group fills them, but room for the title and the legend.
     used = max(1, min(columns, max((len(rows) for rows in groups.values()), default=1)))
-    inner = max(used * triple + (used - 1) * _GUTTER_PX, 2 * triple + _GUTTER_PX)
+    inner = max(used * width + (used - 1) * _GUTTER_PX, 6 * (_TILE_PX + _GAP_PX) + _GUTTER_PX)
     heights = [_group_height(len(rows), used) for rows in groups.values()]
     header = 128
     page = Image.new(
@@ -96,20 +108,18 @@ def contact_sheet(
         _text(draw, (_MARGIN_PX, header + 24), "Nothing to compare.", 16, _SOFT, inner)
     top = header
     for (heading, rows), height in zip(groups.items(), heights, strict=True):
-        _group(page, draw, heading, rows, top, used, inner, gain)
+        _group(page, draw, heading, rows, top, (used, width), inner, gain)
         top += height
     out = io.BytesIO()
     page.save(out, format="PNG", compress_level=6)
     return out.getvalue()
 
 
-def pages(
-    groups: Mapping[str, Sequence[SheetRow]], rows_per_page: int = 120
-) -> Iterator[dict[str, Sequence[SheetRow]]]:
+def pages(groups: Mapping[str, Sequence[T]], rows_per_page: int = 120) -> Iterator[dict[str, Sequence[T]]]:
     """Split groups over several sheets; nothing is left out and the order stays.
 
     Args:
-        groups: heading -> its rows.
+        groups: heading -> its rows, or what rows are made of later.
         rows_per_page: at most this many rows a sheet.
 
     Yields:
@@ -125,7 +135,7 @@ def pages(
     """
     if rows_per_page < 1:
         raise ContractError("The page length is wrong", expected="at least 1 row", found=rows_per_page)
-    page: dict[str, Sequence[SheetRow]] = {}
+    page: dict[str, Sequence[T]] = {}
     room = rows_per_page
     for heading, rows in groups.items():
         start = 0
@@ -199,32 +209,38 @@ def _group(
     heading: str,
     rows: Sequence[SheetRow],
     top: int,
-    columns: int,
+    columns_and_width: tuple[int, int],
     inner: int,
     gain: int,
 ) -> None:
     if not rows:
         return
-    triple = 3 * _TILE_PX + 2 * _GAP_PX
+    columns, place = columns_and_width
+    labels = ("Before", "After", "Difference")
+    if place > 3 * (_TILE_PX + _GAP_PX):
+        labels = ("Source", *labels)
     draw.line([(_MARGIN_PX, top), (_MARGIN_PX + inner, top)], fill=_RULE)
     count = f"{len(rows)} edit{'' if len(rows) == 1 else 's'}"
     width = round(draw.textlength(count, font=_font(14)))
     _text(draw, (_MARGIN_PX, top + 18), heading, 21, _INK, inner - width - 24)
     _text(draw, (_MARGIN_PX + inner - width, top + 24), count, 14, _SOFT, width + 20)
     for column in range(min(columns, len(rows))):
-        for i, label in enumerate(("Before", "After", "Difference")):
-            x = _MARGIN_PX + column * (triple + _GUTTER_PX) + i * (_TILE_PX + _GAP_PX)
+        for i, label in enumerate(labels):
+            x = _MARGIN_PX + column * (place + _GUTTER_PX) + i * (_TILE_PX + _GAP_PX)
             _text(draw, (x, top + _HEADING_PX), label, 13, _SOFT, _TILE_PX)
     for number, row in enumerate(rows):
         change = difference(row.before, row.after, gain)
-        x = _MARGIN_PX + (number % columns) * (triple + _GUTTER_PX)
+        x = _MARGIN_PX + (number % columns) * (place + _GUTTER_PX)
         y = top + _HEADING_PX + _LABEL_PX + (number // columns) * (_TILE_PX + _CAPTION_PX)
-        for i, pixels in enumerate((row.before, row.after, change)):
+        for i, label in enumerate(labels):
             left = x + i * (_TILE_PX + _GAP_PX)
+            pixels = {"Source": row.source, "Before": row.before, "After": row.after}.get(label, change)
+            if pixels is None:
+                continue
             page.paste(_tile(pixels), (left, y))
-            if pixels is change:  # mostly white: give it an edge
+            if label == "Difference":  # mostly white: give it an edge
                 draw.rectangle([left, y, left + _TILE_PX - 1, y + _TILE_PX - 1], outline=_RULE)
-        _text(draw, (x, y + _TILE_PX + 8), row.caption, 14, _INK, triple)
+        _text(draw, (x, y + _TILE_PX + 8), row.caption, 14, _INK, place)
 
 
 def _tile(pixels: NDArray[np.uint8]) -> Image.Image:

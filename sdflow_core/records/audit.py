@@ -85,7 +85,7 @@ def _document(store: Store, found: Found, picture: Picture | None) -> dict[str, 
         "steps": [step for step in steps if step is not None],
         "consent": _consent(row, source),
         "decision": _shown_decision(decision),
-        "release": _shown_release(store, left),
+        "release": _shown_release(store, left, decision),
     }
 
 
@@ -242,7 +242,9 @@ def _shown_decision(decision: Decision | None) -> dict[str, Any] | None:
     return None if decision is None else dict(vars(decision))
 
 
-def _shown_release(store: Store, left: tuple[Release, ReleasedOutput] | None) -> dict[str, Any] | None:
+def _shown_release(
+    store: Store, left: tuple[Release, ReleasedOutput] | None, decision: Decision | None
+) -> dict[str, Any] | None:
     if left is None:
         return None
     item, out = left
@@ -261,5 +263,6 @@ def _shown_release(store: Store, left: tuple[Release, ReleasedOutput] | None) ->
             (entry.payload["who"] for entry in entries if entry.sha256 == out.decision), None
         ),
         "decision": out.decision,
+        "revoked": decision is not None and not decision.approved,
         "entry": item.entry,
     }

@@ -6,8 +6,9 @@ A consent list is a CSV file with a header:
     ann.jpg,ann,smiling;young,2027-12-31,form-17.pdf
     team/*,team,*,,contract-4
 
-`source` is a relative name or a pattern; the exact name goes before patterns, and the first pattern that fits
-before later ones. `attributes` is `*` or names separated by `;`. An empty `expires` means no end.
+`source` is a name relative to the folder, or a pattern; the exact name goes before patterns, and the first
+pattern that fits before later ones. `attributes` is `*` or names separated by `;`. An empty `expires` means
+no end. A line that fits no file is no error, since files come and go: `unused` names it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import io
 import re
 import secrets
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from fnmatch import fnmatchcase
@@ -26,12 +27,15 @@ from fnmatch import fnmatchcase
 from .errors import ContractError, NotFoundError
 from .keys import canonical_json, sha256_hex
 from .objects import Store
+from .sources import open_source
 
 __all__ = ["Consent", "ConsentList", "subject_hmac"]
 
 COLUMNS = ("source", "subject", "attributes", "expires", "evidence")
 _SECRET = "private/secret.key"
 _PATTERN = re.compile(r"[*?\[]")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_ABSOLUTE = re.compile(r"/|\\|[A-Za-z]:[\\/]|[a-z][a-z0-9+.-]*://")
 _TODO = "correct the consent list; its columns are " + ",".join(COLUMNS)
 
 
@@ -70,14 +74,13 @@ class Consent:
 class ConsentList:
     """Consents by source. See the module for the file's form."""
 
-    def __init__(self, rows: Sequence[tuple[str, Consent]]) -> None:
-        self._exact = {name: consent for name, consent in rows if not _PATTERN.search(name)}
-        # A file may really be called "a[1].jpg": patterns are tried as plain names first.
-        self._named = dict(reversed([row for row in rows if _PATTERN.search(row[0])]))
-        self._patterns = [row for row in rows if _PATTERN.search(row[0])]
+    def __init__(self, rows: Sequence[tuple[str, Consent, int]]) -> None:
+        self._lines = {source: line for source, _, line in rows}
+        self._consents = {source: consent for source, consent, _ in rows}
+        self._patterns = [source for source, _, _ in rows if _PATTERN.search(source)]
 
     def __len__(self) -> int:
-        return len(self._exact) + len(self._patterns)
+        return len(self._consents)
 
     @classmethod
     def read(cls, data: bytes | str) -> ConsentList:
@@ -98,7 +101,7 @@ class ConsentList:
                     "the consent list is no UTF-8 text", where=f"line {line}", todo=_TODO
                 ) from error
         reader = csv.reader(io.StringIO(data.removeprefix("\ufeff"), newline=""), strict=True)
-        rows: list[tuple[str, Consent]] = []
+        rows: list[tuple[str, Consent, int]] = []
         header: list[str] | None = None
         lines: dict[str, int] = {}
         try:
@@ -118,7 +121,7 @@ class ConsentList:
                         todo="keep one of the two lines",
                     )
                 lines[source] = reader.line_num
-                rows.append((source, consent))
+                rows.append((source, consent, reader.line_num))
         except csv.Error as error:
             raise ContractError(
                 "the consent list is no CSV", found=error, where=f"line {reader.line_num}", todo=_TODO
@@ -129,12 +132,48 @@ class ConsentList:
             )
         return cls(rows)
 
-    def _match(self, name: str) -> Consent | None:
+    @classmethod
+    def load(cls, uri: str, store: Store | None = None) -> ConsentList:
+        """Reads the list at an address: a path, `store:<key>` or any fsspec address.
+
+        Raises:
+            ContractError: It is not one file, or a line is wrong.
+            NotFoundError: There is nothing.
+        """
+        folder = open_source(uri, store)
+        items = list(folder.list())
+        if (
+            len(items) != 1
+            or items[0].path.rstrip("/").rpartition("/")[2] != uri.rstrip("/").rpartition("/")[2]
+        ):
+            raise ContractError(
+                "the consent list",
+                expected="one CSV file",
+                found=f"a folder of {len(items)} files",
+                where=uri,
+            )
+        return cls.read(folder.read(items[0]))
+
+    def _line_of(self, name: str) -> str | None:
+        """The source or pattern of the line that this name falls under."""
         name = unicodedata.normalize("NFC", name)
-        found = self._exact.get(name) or self._named.get(name)
-        if found is not None:
-            return found
-        return next((consent for pattern, consent in self._patterns if fnmatchcase(name, pattern)), None)
+        if name in self._consents:  # a file may really be called "a[1].jpg": plain names go first
+            return name
+        return next((pattern for pattern in self._patterns if fnmatchcase(name, pattern)), None)
+
+    def _match(self, name: str) -> Consent | None:
+        found = self._line_of(name)
+        return None if found is None else self._consents[found]
+
+    def unused(self, names: Iterable[str]) -> list[int]:
+        """Numbers of the lines under which none of these names falls: misspelt, or for files not yet here."""
+        used = {self._line_of(name) for name in names}
+        return sorted(line for source, line in self._lines.items() if source not in used)
+
+    def unknown_attributes(self, known: Iterable[str]) -> list[str]:
+        """Attributes that the list allows and that nobody can edit: misspelt, or of other models."""
+        said = {name for consent in self._consents.values() for name in consent.attributes}
+        return sorted(said - set(known) - {"*"})
 
     def for_source(self, name: str, today: date) -> Consent | None:
         """The consent that holds for this source today, or None.
@@ -182,9 +221,21 @@ def _row(cells: list[str], header: list[str], line: int) -> tuple[str, Consent]:
         if not row[name]:
             raise ContractError(f"the consent list has an empty {name}", where=where, todo=_TODO)
     attributes = tuple(part.strip() for part in row["attributes"].split(";") if part.strip())
+    if not attributes:
+        raise ContractError("the consent list has an empty attributes", where=where, todo=_TODO)
+    if _ABSOLUTE.match(row["source"]):
+        raise ContractError(
+            "the consent list has a source that is no relative name",
+            expected="a name or a pattern relative to the folder of pictures",
+            found=row["source"],
+            where=where,
+            todo=_TODO,
+        )
     expires: date | None = None
     if row["expires"]:
         try:
+            if not _DATE.fullmatch(row["expires"]):  # Python would also take 20271231 and 2027-W52-5
+                raise ValueError
             expires = date.fromisoformat(row["expires"])
         except ValueError as error:
             raise ContractError(

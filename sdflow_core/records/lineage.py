@@ -135,7 +135,10 @@ def _clean(value: Any) -> Any:
 
 @cache
 def code_version() -> str:
-    """Version of the package, with the git commit where the code lies in a clone: `0.1.0+g1a2b3c4d5e6f`."""
+    """Version of the package, in a clone with the git commit: `0.1.0+g1a2b3c4d5e6f`.
+
+    `.changed` at its end says that files of the clone differ from that commit.
+    """
     try:
         version = importlib.metadata.version(_DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -148,17 +151,21 @@ def _commit() -> str | None:
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None  # installed from a wheel: an outer repository is not ours
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+    if not commit:
         return None
-    return done.stdout.strip() or None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}.changed" if changed else commit
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says; empty where it cannot say anything."""
+    command = ["git", "-C", str(folder), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 @cache

@@ -27,6 +27,7 @@ __all__ = ["Found", "Picture", "datasets", "find_edit", "lineage_facts"]
 MIN_PREFIX = 8
 _HEX = re.compile(r"[0-9a-f]+")
 _DATASETS = "private/datasets/"
+_TODO_ORIGINAL = "`sdflow why NAME` tells what became of a source; audit walks back from edited pictures"
 _TODO_UNKNOWN = "check that --store names the store that it came from"
 
 
@@ -179,9 +180,12 @@ def _by_picture(store: Store, picture: Picture) -> Found:
         intact = files.get(picture.file_sha256) == picture.claim
         return _load(store, dataset, picture.claim, "file" if intact else "pixels")
     if not same:
+        original = _original(store, picture.file_sha256)
+        if original:
+            raise NotFoundError(original, where=picture.where, todo=_TODO_ORIGINAL)
         raise NotFoundError(
             "this picture is not known here",
-            found=_hint(store, picture.file_sha256) or f"file sha256 {picture.file_sha256}",
+            found=f"file sha256 {picture.file_sha256}",
             where=picture.where,
             todo=f"{_TODO_UNKNOWN}; re-encoded or resized copies have other pixels",
         )
@@ -213,10 +217,11 @@ def _by_name(store: Store, name: str) -> Found:
     if hits:
         dataset, edit_id = _only(hits, "several edits fit")
         return _load(store, dataset, edit_id, "file")
+    original = _original(store, given)
+    if original:
+        raise NotFoundError(original, found=name, todo=_TODO_ORIGINAL)
     raise NotFoundError(
-        "no picture with this sha256 or edit id is known here",
-        found=_hint(store, given) or name,
-        todo=_TODO_UNKNOWN,
+        "no picture with this sha256 or edit id is known here", found=name, todo=_TODO_UNKNOWN
     )
 
 
@@ -228,12 +233,12 @@ def _only(hits: Sequence[tuple[str, str]], what: str) -> tuple[str, str]:
     return unique[0]
 
 
-def _hint(store: Store, sha256: str) -> str:
-    """Helps who asks about a source instead of an output."""
+def _original(store: Store, sha256: str) -> str:
+    """Helps who asks about a source instead of an output; empty when it is none."""
     for dataset in datasets(store):
         table = Table(store, dataset, "sources")
         if table.recipes():
             for value in table.read(columns=["image_id"]).column("image_id").to_pylist():
                 if value and str(value).startswith(sha256):
-                    return f"an original image of dataset {dataset}, not an edited one"
+                    return f"this is an original of dataset {dataset}, not an edited picture"
     return ""

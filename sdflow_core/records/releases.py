@@ -28,9 +28,11 @@ __all__ = [
     "Release",
     "ReleasedOutput",
     "canonical_digest",
+    "check_release",
     "locate",
     "release",
     "releases",
+    "revoked",
 ]
 
 EDIT_ID_KEYWORD = "sdflow:edit_id"
@@ -46,6 +48,7 @@ _XMP = (
 _STORE = "store:"
 _JOURNAL = "releases"
 _DIGITS = 16
+_FOR_RELEASES = ("released", "demo/released")
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,27 @@ def release(store: Store, edit_run: str, target_uri: str, run: str, *, today: da
     other = _find(store, release_id)
     assert other is not None  # rebase saw it
     return _release(other, new=False, withheld=withheld)
+
+
+def check_release(store: Store, edit_run: str, target_uri: str, *, today: date | None = None) -> int:
+    """How many edits `release` would release; raises what it would raise, and reads no picture."""
+    edits = load_edit_run(store, edit_run)
+    _target(store, target_uri)
+    return len(_choose(store, edits, today or datetime.now(UTC).date())[0])
+
+
+def revoked(store: Store) -> list[tuple[Release, ReleasedOutput, Decision]]:
+    """Released pictures whose latest decision is no approval of them any more."""
+    latest: dict[str, dict[str, Decision]] = {}
+    found: list[tuple[Release, ReleasedOutput, Decision]] = []
+    for item in releases(store):
+        if item.edit_run not in latest:
+            latest[item.edit_run] = decisions_of(store, item.edit_run)
+        for out in item.outputs:
+            said = latest[item.edit_run].get(out.edit_id)
+            if said is not None and not said.approved:
+                found.append((item, out, said))
+    return found
 
 
 def releases(store: Store) -> Iterator[Release]:
@@ -243,14 +267,17 @@ def _choose(
 
 
 def _consents(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
+    """By source, the consent in force at its address; a version that was replaced there has none."""
     columns = ["source_id", "consent", "consent_attributes", "consent_expires"]
-    table = Table(store, dataset, "sources").read(columns=columns, latest_by="source_id")
+    table = Table(store, dataset, "sources").read(columns=columns, latest_by="uri")
     return {str(row["source_id"]): row for row in cast("list[dict[str, Any]]", table.to_pylist())}
 
 
 def _refusal(consent: dict[str, Any] | None, row: dict[str, Any], today: date) -> str:
     """Why consent does not let this edit leave; empty when it does."""
-    if consent is None or not consent["consent"]:
+    if consent is None:
+        return "its source was replaced by another file"
+    if not consent["consent"]:
         return "there is no consent for its source any more"
     if consent["consent_expires"] and date.fromisoformat(str(consent["consent_expires"])) < today:
         return f"consent ended on {consent['consent_expires']}"
@@ -289,19 +316,30 @@ def _target(store: Store, uri: str) -> tuple[Store, str]:
 
 
 def _inside(store: Store, prefix: str) -> Store:
-    # The store's own folders must never receive pictures beside records.
-    if prefix.split("/")[0] in ("", "private", "decisions", "releases", "models", "recipes", "lineage"):
+    # The store's own folders must never receive pictures beside records, also those of versions to come.
+    if not any(prefix == place or prefix.startswith(f"{place}/") for place in _FOR_RELEASES):
         raise ContractError(
-            "the target is a folder of records",
+            "inside the store releases have their own place",
+            expected="store:released or a folder in it",
             found=f"store:{prefix}",
-            todo="use store:released/NAME or another place",
+            todo="use --to store:released/NAME, or a place outside of the store",
         )
     return open_store(store.url(prefix))
 
 
 def _write(target: Store, name: str, data: bytes, edit_id: str, pixel_sha256: str) -> str:
     """Writes one file and returns its sha256. What an earlier release wrote is kept if it is the same."""
-    if target.create(name, data):
+    try:
+        created = target.create(name, data)
+    except ContractError as error:
+        raise ContractError(
+            "the target of the release cannot be written; nothing was recorded as released",
+            found=error.found or error.what,
+            where=target.url(name),
+            todo="make room there or name another --to; files that this release wrote there before may stay: "
+            "the same command takes them up again",
+        ) from error
+    if created:
         return sha256_hex(data)
     there = target.read(name)
     if there == data:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+from .decisions import decisions_of, edit_runs
 from .errors import ContractError, NotFoundError
 from .journal import Journal
 from .lineage import Lineage, load_recipe
 from .lookup import datasets, lineage_facts
+from .releases import releases
 from .store import Store
 from .tables import Table
 
@@ -63,7 +65,7 @@ def why(store: Store, query: str) -> Explanation:
 
     Args:
         store: The store.
-        query: A row key, a unique beginning of one, or the id or the relative name of a source.
+        query: A row key, a unique beginning of one, or the id or the name of a source.
 
     Raises:
         NotFoundError: Nothing like this is known.
@@ -104,16 +106,18 @@ def _row_keys(store: Store) -> Iterator[tuple[str, str, str]]:
 def _of_source(store: Store, query: str) -> list[tuple[str, str, str]]:
     """The latest row of each source with this id or name."""
     found: list[tuple[str, str, str]] = []
+    alike: list[tuple[str, str, str]] = []
     for dataset, name in _tables(store):
         if name != "sources":
             continue
-        table = Table(store, dataset, name).read(
-            columns=["row_key", "source_id", "name"], latest_by="source_id"
-        )
+        table = Table(store, dataset, name).read(columns=["row_key", "source_id", "name"], latest_by="uri")
         for row in cast("list[dict[str, Any]]", table.to_pylist()):
+            hit = (dataset, name, str(row["row_key"]))
             if query in (row["source_id"], row["name"]):
-                found.append((dataset, name, str(row["row_key"])))
-    return found
+                found.append(hit)
+            elif str(row["name"]).rpartition("/")[2] == query:
+                alike.append(hit)
+    return found or alike
 
 
 def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
@@ -132,7 +136,7 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
     version = document["version"] if document else None
     lines = [
         f"Row {key} lies in table {table} of dataset {dataset}.",
-        f"{_OUTCOMES.get(str(row['status']), str(row['status']))}"
+        f"{_decided(store, row) or _OUTCOMES.get(str(row['status']), str(row['status']))}"
         + (f": {row['reason']}." if row["reason"] else ".")
         + (
             " Its reason is permanent: no run tries it again under the same recipe."
@@ -170,6 +174,28 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
         reused_by=reused,
         text="\n".join(lines),
     )
+
+
+def _decided(store: Store, row: dict[str, Any]) -> str:
+    """What became of an edit that waited; empty for other rows, and while nobody has decided."""
+    if row["status"] != "waiting":
+        return ""
+    key = str(row["row_key"])
+    said = [
+        decision
+        for run in edit_runs(store)
+        if key in run.edit_ids and (decision := decisions_of(store, run.edit_run).get(key)) is not None
+    ]
+    left = [item for item in releases(store) for out in item.outputs if out.edit_id == key]
+    text = ""
+    if said:
+        last = max(said, key=lambda decision: decision.time)
+        text = f"It was rendered, and {last.who} said {last.verdict} at {last.time}"
+    if left:
+        text += f"; it was released to {left[-1].target} at {left[-1].time}"
+        if said and not max(said, key=lambda decision: decision.time).approved:
+            text += ", and is to be taken back there, as the latest decision rejects it"
+    return text
 
 
 def _recipe_words(document: dict[str, Any] | None) -> str:

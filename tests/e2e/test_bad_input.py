@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,21 @@ def test_a_configured_server_that_does_not_answer(copy: Path, monkeypatch: pytes
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with pytest.raises(SDFlowError, match="does not answer"), prefect_server(str(copy)):
         raise AssertionError("no server can have been reached")
+
+
+def test_a_configured_server_that_is_not_prefect(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from functools import partial
+
+    from cli.server import prefect_server
+    from sdflow_core.records.errors import SDFlowError
+
+    serve = partial(SimpleHTTPRequestHandler, directory=str(copy.parent / "nothing"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+        with pytest.raises(SDFlowError, match="404"), prefect_server(str(copy)):
+            raise AssertionError("this is no Prefect server")
+        server.shutdown()
 
 
 def test_a_changed_journal_entry_stops_everything(copy: Path) -> None:

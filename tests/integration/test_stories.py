@@ -90,24 +90,3 @@ def test_pretrain_reads_a_folder_and_keeps_models_with_cards(tmp_path: Path) -> 
         assert load_model(models.weights(digest), expect=kind) is not None
         assert models.card(digest)["metrics"] == facts["metrics"]
     assert np.isfinite(facts["metrics"]["psnr_db"])
-
-
-@pytest.mark.parametrize("given", [(False, True, False, True), (True, False, True, False)])
-def test_the_latest_consent_list_is_the_one_in_force(given: tuple[bool, ...], tmp_path: Path) -> None:
-    from flows.ingest import ingest
-    from tasks.demo import install_models, make_people
-    from tasks.step import Job
-
-    store = open_store(str(tmp_path / "store"))
-    make_people(install_models(Job(store=store.uri, dataset="x", parent="test")), 2)
-    folder = tmp_path / "one"
-    folder.mkdir()
-    (folder / "ann.jpg").write_bytes(store.read("demo/photos/person-0000.jpg"))
-    consent = tmp_path / "consent.csv"
-    for allowed in given:
-        line = "ann.jpg,ann,*,,form\n" if allowed else "other.jpg,ann,*,,form\n"
-        consent.write_text("source,subject,attributes,expires,evidence\n" + line)
-        for _ in range(2):  # the second time nothing is new, and nothing may change
-            counts = ingest("one", str(folder), str(consent), store.uri)
-            assert (counts["in"], counts["kept"], counts["dropped"]) == (1, int(allowed), int(not allowed))
-        assert counts["new"] == 0

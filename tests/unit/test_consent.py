@@ -87,3 +87,27 @@ def test_subjects_are_named_by_a_secret_of_the_store(
     name = subject_hmac(store, "ann")
     assert name == subject_hmac(store, "ann") and len(name) == 64
     assert name != subject_hmac(store, "bob") and name != subject_hmac(other, "ann")
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("a.jpg,ann,;,,x", "attributes"),
+        ("/photos/a.jpg,ann,*,,x", "relative"),
+        ("s3://bucket/a.jpg,ann,*,,x", "relative"),
+        ("C:\\photos\\a.jpg,ann,*,,x", "relative"),
+        ("a.jpg,ann,*,20271231,x", "date"),
+        ("a.jpg,ann,*,2027-W52-5,x", "date"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(line: str, word: str) -> None:
+    with pytest.raises(ContractError, match=word) as caught:
+        ConsentList.read(f"source,subject,attributes,expires,evidence\n{line}\n")
+    assert caught.value.where == "line 2"
+
+
+def test_lines_that_do_nothing_are_named() -> None:
+    consents = ConsentList.read(LIST)
+    assert consents.unused(["ann.jpg", "old.jpg", "team/xa.jpg"]) == [6, 7]
+    assert consents.unused([]) == [2, 3, 5, 6, 7]
+    assert consents.unknown_attributes(["smiling"]) == ["young"]

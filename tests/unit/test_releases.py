@@ -8,13 +8,21 @@ from pathlib import Path
 import pytest
 
 from sdflow_core.faces.pixels import pixel_digest, png_bytes, read_png, read_text
+from sdflow_core.records.audit import audit
 from sdflow_core.records.decisions import decide
 from sdflow_core.records.errors import ApprovalError, ContractError, PolicyError
 from sdflow_core.records.journal import Journal
 from sdflow_core.records.keys import sha256_hex
-from sdflow_core.records.releases import canonical_digest, locate, release, releases
+from sdflow_core.records.releases import (
+    canonical_digest,
+    check_release,
+    locate,
+    release,
+    releases,
+    revoked,
+)
 from sdflow_core.records.store import Store
-from tests.edited import consent_again, make_edits, picture
+from tests.edited import consent_again, make_edits, picture, replace_source
 
 
 def test_a_release_holds_the_approved_pixels_and_only_new_metadata(store: Store, tmp_path: Path) -> None:
@@ -129,7 +137,19 @@ def test_targets_inside_the_store_move_with_it(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["", "store:", "store:private/x", "store:releases", "s3://key:secret@bucket/x"]
+    "target",
+    [
+        "",
+        "store:",
+        "store:private/x",
+        "store:releases",
+        "store:logs",
+        "store:state/x",
+        "store:tmp",
+        "store:releasedx",
+        "store:demo/photos",
+        "s3://key:secret@bucket/x",
+    ],
 )
 def test_unusable_targets_are_refused(store: Store, target: str) -> None:
     made = make_edits(store)
@@ -137,6 +157,45 @@ def test_unusable_targets_are_refused(store: Store, target: str) -> None:
     with pytest.raises(ContractError) as caught:
         release(store, made.edit_run, target, "a")
     assert "secret" not in str(caught.value)
+    with pytest.raises(ContractError):
+        check_release(store, made.edit_run, target)
+
+
+def test_what_is_asked_before_a_release_is_what_the_release_does(store: Store, tmp_path: Path) -> None:
+    made = make_edits(store)
+    with pytest.raises(ApprovalError, match="nothing is approved"):
+        check_release(store, made.edit_run, str(tmp_path / "out"))
+    decide(store, made.edit_run, approve=made.waiting[:1], who="ann")
+    assert check_release(store, made.edit_run, str(tmp_path / "out")) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_cannot_be_written_is_named_as_such(store: Store) -> None:
+    made = make_edits(store)
+    decide(store, made.edit_run, approve="all", who="ann")
+    with pytest.raises(ContractError, match="target of the release") as caught:
+        release(store, made.edit_run, "/proc/sdflow-released", "a")
+    assert "--to" in str(caught.value) and "--store" not in str(caught.value)
+    assert not list(releases(store))
+
+
+def test_a_picture_rejected_after_its_release_is_named(store: Store, tmp_path: Path) -> None:
+    made = make_edits(store)
+    decide(store, made.edit_run, approve="all", who="ann")
+    done = release(store, made.edit_run, str(tmp_path / "out"), "a")
+    assert revoked(store) == []
+    assert not (audit(store, done.outputs[0].uri)["release"] or {})["revoked"]
+    decide(store, made.edit_run, reject=[done.outputs[0].edit_id], who="bob")
+    assert [(out.edit_id, said.who) for _, out, said in revoked(store)] == [(done.outputs[0].edit_id, "bob")]
+    assert (audit(store, done.outputs[0].uri)["release"] or {})["revoked"]
+
+
+def test_a_source_that_was_replaced_takes_its_edits_with_it(store: Store, tmp_path: Path) -> None:
+    made = make_edits(store)
+    decide(store, made.edit_run, approve="all", who="ann")
+    replace_source(store, made, 0)
+    done = release(store, made.edit_run, str(tmp_path / "out"), "a")
+    assert "replaced" in done.withheld[made.edit_ids[0]]
 
 
 def test_other_file_systems(store: Store) -> None:

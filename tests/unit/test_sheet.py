@@ -82,3 +82,13 @@ def test_pages_lose_nothing() -> None:
     assert [row for page in split for part in page.values() for row in part] == groups["a"] + groups["c"]
     with pytest.raises(ContractError):
         list(pages(groups, 0))
+
+
+def test_the_source_has_a_tile_of_its_own() -> None:
+    green = np.full((40, 30, 3), (10, 250, 20), np.uint8)
+    plain = rows(2)
+    page = np.asarray(opened(contact_sheet({"x": plain}, "t", columns=2)))
+    assert not (page == green[0, 0]).all(axis=2).any()
+    with_source = [SheetRow(row.before, row.after, row.caption, green) for row in plain]
+    page = np.asarray(opened(contact_sheet({"x": with_source}, "t", columns=2)))
+    assert (page == green[0, 0]).all(axis=2).sum() >= 2 * 100 * 140

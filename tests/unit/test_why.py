@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from sdflow_core.records.decisions import decide
 from sdflow_core.records.errors import ContractError, NotFoundError
 from sdflow_core.records.lineage import Lineage
+from sdflow_core.records.releases import release
 from sdflow_core.records.store import Store
 from sdflow_core.records.why import why
-from tests.edited import RUNS, make_edits
+from tests.edited import RUNS, make_edits, replace_source
 
 
 def test_a_computed_row(store: Store) -> None:
@@ -34,6 +38,27 @@ def test_a_dropped_row_says_its_reason(store: Store) -> None:
     assert "dropped for good: no face found" in found.text
     assert why(store, "person-99.png").row_key == found.row_key
     assert why(store, "f" * 64).row_key == found.row_key
+
+
+def test_a_bare_file_name_will_do_where_it_is_the_only_one(store: Store) -> None:
+    made = make_edits(store)
+    replace_source(store, made, 0)
+    assert why(store, "person-0.png").text.startswith("Row ")
+    assert why(store, made.source_ids[1]).table == "sources"
+
+
+def test_what_became_of_an_edit_is_said(store: Store, tmp_path: Path) -> None:
+    made = make_edits(store)
+    edit = made.edit_ids[0]
+    assert "waits for a decision" in why(store, edit).text
+    decide(store, made.edit_run, approve="all", who="ann")
+    assert "ann said approve" in why(store, edit).text
+    assert "held back by a quality gate" in why(store, made.edit_ids[-1]).text
+    release(store, made.edit_run, str(tmp_path / "out"), "run")
+    assert "released to" in why(store, edit).text
+    decide(store, made.edit_run, reject=[edit], who="bob")
+    text = why(store, edit).text
+    assert "bob said reject" in text and "taken back" in text and "waits" not in text
 
 
 def test_runs_that_reused_a_row_are_named(store: Store) -> None:
