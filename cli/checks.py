@@ -30,6 +30,7 @@ def before_ingest(store: Store, dataset: str, source: str, consent: str) -> None
 
     dataset_name(store, dataset)
     _bundle(store)
+    ConsentList.load(consent, store)
     if next(iter(open_source(source, store).list()), None) is None:
         raise ContractError(
             "nothing to ingest",
@@ -38,7 +39,6 @@ def before_ingest(store: Store, dataset: str, source: str, consent: str) -> None
             where=source,
             todo="check the address of the source",
         )
-    ConsentList.load(consent, store)
 
 
 def before_work(store: Store, dataset: str, table: str, todo: str) -> None:
