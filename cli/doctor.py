@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 FREE_BYTES = 2 * 10**9  # a demo needs about a tenth of it
-_ENTRY = re.compile(r"(?P<root>.+)/\d{10}\.json")
 _PREFECT_SECONDS = 120
 
 
@@ -163,36 +161,31 @@ def _licences(store: Store) -> Iterator[Check]:
 
 
 def _journals(store: Store) -> Iterator[Check]:
-    from sdflow_core.records.errors import SDFlowError
-    from sdflow_core.records.journal import Journal
+    from sdflow_core.records.verification import journal_roots, verify_journals, witnessed_roots
 
-    roots: dict[str, None] = {}
-    for key in store.list():
-        match = _ENTRY.fullmatch(key)
-        if match:
-            roots[match["root"]] = None
-    entries, broken = 0, 0
-    for root in roots:
-        try:
-            entries += Journal(store, root).verify()
-        except SDFlowError as error:
-            broken += 1
-            yield Check(f"journal {root}", False, error.what, f"{error.where or ''}: {error.todo or ''}")
-    found = f"{len(roots)} journals, {entries} entries verified, {broken} broken"
-    yield Check("journals", broken == 0, found)
+    roots = sorted({*journal_roots(store), *witnessed_roots(store)})
+    found = list(verify_journals(store, roots))
+    broken = [item for item in found if item.wrong]
+    for item in broken:
+        yield Check(f"journal {item.name}", False, item.wrong, item.todo)
+    entries = sum(item.count for item in found)
+    yield Check(
+        "journals", not broken, f"{len(roots)} journals, {entries} entries verified, {len(broken)} broken"
+    )
 
 
 def _shards(store: Store) -> Iterator[Check]:
-    from sdflow_core.records.journal import Journal
     from sdflow_core.records.lookup import datasets
-    from sdflow_core.records.tables import Table
+    from sdflow_core.records.verification import verify_shards
 
-    count = 0
-    for dataset in datasets(store):
-        entries = list(Journal(store, f"private/datasets/{dataset}/journal").entries())
-        for name in sorted({str(entry.payload["table"]) for entry in entries if entry.kind == "rows"}):
-            count += Table(store, dataset, name).verify()
-    yield Check("shards", True, f"{count} shards, all as their journal entries say")
+    found = [item for dataset in datasets(store) for item in verify_shards(store, dataset)]
+    broken = [item for item in found if item.wrong]
+    for item in broken:
+        yield Check(f"table {item.name}", False, item.wrong, item.todo)
+    count = sum(item.count for item in found)
+    yield Check(
+        "shards", not broken, f"{count} shards as their journal entries say, {len(broken)} tables broken"
+    )
 
 
 def _prefect(store: Store) -> Iterator[Check]:

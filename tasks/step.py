@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from sdflow_core.records.config import Config, DatasetRef
 from sdflow_core.records.errors import TransientError
 from sdflow_core.records.lineage import Lineage, save_recipe
+from sdflow_core.records.reconcile import close_run, open_run
 from sdflow_core.records.store import Store
 from tasks.recipes import Recipe
 from tasks.runtime import settings, store_at
@@ -36,12 +37,14 @@ class Job(Config):
         dataset: Name of the dataset.
         bundle: Digest of the pinned bundle; empty where no model is used.
         parent: Run id of the story.
+        root: Run id of the outermost story, which holds the lease; empty: the story's own.
     """
 
     store: str
     dataset: str
     bundle: str = ""
     parent: str
+    root: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,18 @@ def step(
         def body(job: Job, *args: P.args, **kwargs: P.kwargs) -> R:
             run = StepRun(job, uuid.uuid4().hex, name)
             given = [a.model_dump(mode="json") for a in (*args, *kwargs.values()) if isinstance(a, Config)]
+            root = job.root or job.parent
+            open_run(run.store, run.run, job=name, dataset=job.dataset, parent=job.parent, root=root)
             _emit(run, "START", inputs=given)
             try:
                 result = core(run, *args, **kwargs)
             except Exception as error:
                 _emit(run, "FAIL", inputs=given, **run.facts, error=f"{type(error).__name__}: {error}")
+                close_run(run.store, run.run)
                 raise
             outputs = [result.model_dump(mode="json")] if isinstance(result, DatasetRef) else []
             _emit(run, "COMPLETE", inputs=given, outputs=outputs, **run.facts)
+            close_run(run.store, run.run)
             return result
 
         # the copied signature would make Prefect look for parameters that `body` does not have

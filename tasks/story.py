@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from sdflow_core.records.leases import is_live, lease
 from sdflow_core.records.lineage import Lineage
+from sdflow_core.records.reconcile import close_run, marker_of, open_run
+from sdflow_core.records.store import Store
 from tasks.runtime import pin_bundle, settings, store_at
 from tasks.step import Job
 
@@ -25,6 +28,9 @@ def story(
     name: str, dataset: str, store: str = "", parent: str = "", *, bundle: bool = True, pinned: str = ""
 ) -> Generator[Job]:
     """START, then COMPLETE or FAIL, around a flow's body.
+
+    The outermost story holds a lease while it runs, and every story has a marker until its last event: what
+    is killed is found by `reconcile`.
 
     Args:
         name: Of the story.
@@ -57,13 +63,30 @@ def story(
             error=error,
         )
 
-    say("START")
-    try:
-        yield Job(store=opened.uri, dataset=dataset, bundle=digest, parent=run)
-    except KeyboardInterrupt:
-        say("ABORT")
-        raise
-    except Exception as error:
-        say("FAIL", f"{type(error).__name__}: {error}")
-        raise
-    say("COMPLETE")
+    with ExitStack() as held:
+        root = _root(opened, run, parent)
+        if root == run:
+            held.enter_context(lease(opened, run, name))
+        open_run(opened, run, job=name, dataset=dataset, parent=parent, root=root)
+        say("START")
+        try:
+            yield Job(store=opened.uri, dataset=dataset, bundle=digest, parent=run, root=root)
+        except KeyboardInterrupt:
+            say("ABORT")
+            close_run(opened, run)
+            raise
+        except Exception as error:
+            say("FAIL", f"{type(error).__name__}: {error}")
+            close_run(opened, run)
+            raise
+        say("COMPLETE")
+        close_run(opened, run)
+
+
+def _root(store: Store, run: str, parent: str) -> str:
+    """The run whose lease this story shares; its own where no containing story is known to be alive."""
+    if not parent:
+        return run
+    above = marker_of(store, parent)
+    root = above.root if above is not None else parent
+    return root if is_live(store, root) else run

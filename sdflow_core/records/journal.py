@@ -1,63 +1,48 @@
 """An append-only sequence of entries: the one mechanism for what must not be lost or rewritten.
 
 Entry n is the object `<root>/000000000n.json`, made with create-only semantics and never touched again. It
-holds the hash of the entry before it, so a changed, missing or inserted entry is noticed and named. `HEAD`
-beside the entries is a hint that may lag or be deleted. What a chain alone cannot notice is a cut tail with
-its HEAD gone: export the head.
+holds the hash of the entry before it, so a changed, missing or inserted entry is noticed and named. Three
+more things know how long the journal is: `HEAD` beside the entries, the snapshots (256 entries in one object,
+a cache that makes opening quick), and a witness under `heads/` in another folder of the store. All three
+may lag or be deleted; `verify` asks each.
+
+What no journal can notice from inside: a tail that was cut off together with its HEAD, its snapshots and its
+witness, or a whole store that was put back to an earlier day. For that, keep the head elsewhere: `sdflow
+verify --json` prints it, `sdflow verify --heads FILE` compares.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from .errors import ContractError, CorruptError, NotFoundError, TransientError
+from .chain import Chain, Known, read_hint, write_hint
+from .entries import FIRST_PREVIOUS, TODO, Entry, encode
+from .errors import CorruptError, TransientError
 from .keys import canonical_json, sha256_hex
 from .objects import Store
+from .snapshots import ENTRIES, FOLDER, listed, read_snapshot, snapshot_key
 
-__all__ = ["Entry", "Journal", "Rebase"]
+__all__ = ["COMPACT", "Entry", "Journal", "Rebase", "witness_key"]
 
-FORMAT = 1
-_FIRST_PREVIOUS = "0" * 64
 _ATTEMPTS = 3
-_TODO = "restore this file from a backup of the store; nothing after it can be trusted until then"
 # In an entry of rows these say where the bytes lie, not what was recorded; two equal runs differ in them.
 _PLACES = frozenset({"shard", "sha256"})
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry. `sha256` is the hash of the file's bytes; `prev_sha256` that of the entry before."""
-
-    number: int
-    sha256: str
-    kind: str
-    payload: dict[str, Any]
-    time: str
-    run: str | None
-    token: str
-    prev_sha256: str
-
+# The kind of entry that only says where bytes lie now, and records nothing.
+COMPACT = "compact"
+_TODO_CUT = "restore the journal from a backup; if it was removed on purpose, remove this witness too"
 
 Rebase = Callable[[list[Entry], dict[str, Any]], dict[str, Any] | None]
 
-
-class _Known:
-    """What this process has read of one journal. Entries never change, so they are parsed once."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.etag = ""
-        self.lock = threading.RLock()
-
-
-_known: dict[tuple[str, str], _Known] = {}
+_known: dict[tuple[str, str], Known] = {}
 _known_lock = threading.Lock()
+
+
+def witness_key(root: str) -> str:
+    """Where the head of a journal is written down a second time, away from the journal."""
+    return f"heads/{root}.json"
 
 
 class Journal:
@@ -81,12 +66,10 @@ class Journal:
         self.store = store
         self.root = root.strip("/")
         with _known_lock:
-            self._cache = _known.setdefault((store.uri, self.root), _Known())
+            known = _known.setdefault((store.uri, self.root), Known())
+        self._chain = Chain(store, self.root, known)
         # Shared by all journals of this address in this process; who builds on entries may hold it too.
-        self.lock = self._cache.lock
-
-    def _key(self, number: int) -> str:
-        return f"{self.root}/{number:010d}.json"
+        self.lock = known.lock
 
     def append(
         self,
@@ -119,39 +102,35 @@ class Journal:
         """
         token = uuid.uuid4().hex
         attempts = 0
-        with self._cache.lock:
-            seen = self._refresh()
-            based = len(seen) if after is None else after
+        chain, known = self._chain, self._chain.known
+        with known.lock:
+            chain.refresh()
+            based = known.count if after is None else after
             while True:
-                if rebase is not None and len(seen) > based:
-                    changed = rebase(seen[based:], payload)
+                if rebase is not None and known.count > based:
+                    changed = rebase(list(chain.load(based + 1).since(based + 1)), payload)
                     if changed is None:
                         return None
                     payload = changed
-                based = len(seen)
-                previous = seen[-1].sha256 if seen else _FIRST_PREVIOUS
+                based = known.count
                 number = based + 1
-                data = _encode(number, kind, payload, run, token, previous)
+                data = encode(number, kind, payload, run, token, known.last_sha256)
                 try:
-                    created = self.store.create(self._key(number), data)
+                    created = self.store.create(chain.key(number), data)
                 except TransientError:
                     # The write may have happened all the same: look, and try again a few times.
                     attempts += 1
                     if attempts >= _ATTEMPTS:
                         raise
                     created = False
-                seen = self._refresh(written=data if created else None)
-                if len(seen) >= number and seen[number - 1].token == token:
+                chain.refresh(written=data if created else None)
+                entry = chain.load(number).entry(number) if known.count >= number else None
+                if entry is not None and entry.token == token:
                     # Ours, perhaps by a lost acknowledgement.
-                    self._hint(seen[number - 1])
-                    return seen[number - 1]
-
-    def _hint(self, entry: Entry) -> None:
-        hint = canonical_json({"number": entry.number, "sha256": entry.sha256})
-        try:
-            self.store.put(f"{self.root}/HEAD", hint, durable=False)
-        except TransientError:
-            return  # only a hint, and the entry itself is safe
+                    write_hint(self.store, f"{self.root}/HEAD", entry)
+                    write_hint(self.store, witness_key(self.root), entry)
+                    chain.seal(number)
+                    return entry
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """Entries with a number >= start, in order, as of this call. Entry 1 is the first.
@@ -159,207 +138,144 @@ class Journal:
         Raises:
             CorruptError: The chain is broken.
         """
-        yield from self._refresh()[max(start - 1, 0) :]
+        with self.lock:
+            self._chain.refresh()
+            view = self._chain.load(start)
+        yield from view.since(start)
 
     def head(self) -> Entry | None:
         """The last entry, or None. Reads the HEAD hint, then probes forward."""
-        known = self._cache
+        known = self._chain.known
         with known.lock:
-            if not known.entries:
-                hint = self._read_hint()
+            if not known.count:
+                hint = read_hint(self.store, f"{self.root}/HEAD")
                 if hint is not None:
-                    entry = self._at_hint(hint)
-                    while (following := self._read(entry.number + 1, entry.sha256)) is not None:
+                    entry = self._chain.at_hint(hint)
+                    while (following := self._chain.following(entry)) is not None:
                         entry = following
                     return entry
-            entries = self._refresh()
-        return entries[-1] if entries else None
-
-    def _read_hint(self) -> tuple[int, str] | None:
-        try:
-            hint = json.loads(self.store.read(f"{self.root}/HEAD"))
-            return int(hint["number"]), str(hint["sha256"])
-        except (NotFoundError, ValueError, KeyError, TypeError):
-            return None  # no hint, or a broken one: it is a cache
-
-    def _at_hint(self, hint: tuple[int, str]) -> Entry:
-        number, sha256 = hint
-        key = self._key(number)
-        try:
-            data = self.store.read(key)
-        except NotFoundError as error:
-            where = self.store.url(key)
-            raise CorruptError(f"journal entry {number} is missing", where=where, todo=_TODO) from error
-        entry = _decode(data, number, self.store.url(key))
-        if entry.sha256 != sha256:
-            raise CorruptError(f"journal entry {number} was changed", where=self.store.url(key), todo=_TODO)
-        return entry
+            self._chain.refresh()
+            return known.view().entry(known.count) if known.count else None
 
     def verify(self) -> int:
-        """Reads everything again and checks the whole chain.
+        """Reads every entry again from its own file and checks the chain, the hints and the snapshots.
 
         Returns:
             How many entries there are.
 
         Raises:
-            CorruptError: Names the first changed, missing or inserted entry.
+            CorruptError: Names the first changed, missing, inserted or cut-off entry. Not noticed: see the
+                top of this module.
         """
-        with self._cache.lock:
-            self._cache.entries = []
-            count = len(self._refresh())
-        for key in self.store.list(f"{self.root}/"):
-            name = key.removeprefix(f"{self.root}/")
-            if name == "HEAD":
-                continue
-            stem, _, suffix = name.partition(".")
-            number = int(stem) if stem.isascii() and stem.isdigit() else 0
-            where = self.store.url(key)
-            if suffix != "json" or number < 1 or key != self._key(number):
-                raise CorruptError(
-                    "a file was inserted into the journal", where=where, todo="remove this file"
-                )
-            if number > count:
-                missing = self._key(count + 1)
-                if self.store.exists(missing):
-                    break  # others appended while we were reading
-                raise CorruptError(
-                    f"journal entry {count + 1} is missing", where=self.store.url(missing), todo=_TODO
-                )
-        hint = self._read_hint()
-        if hint is not None:
-            self._at_hint(hint)
-        return count
+        with self.lock:
+            self._chain.read_all()
+            view = self._chain.known.view()
+            self._check_files(view.count)
+            for last in listed(self.store, self.root):
+                self._check_snapshot(last)
+            hint = read_hint(self.store, f"{self.root}/HEAD")
+            if hint is not None:
+                self._chain.at_hint(hint)
+            self._check_witness(read_hint(self.store, witness_key(self.root)))
+        return view.count
+
+    def compact(self) -> int:
+        """Makes every snapshot that is missing or wrong. Nothing that is recorded changes.
+
+        Returns:
+            How many were written.
+
+        Raises:
+            CorruptError: The chain is broken; nothing was written.
+            ContractError: The store cannot be written.
+        """
+        with self.lock:
+            count = self.verify()
+            lasts = range(ENTRIES, count + 1, ENTRIES)
+            written = sum(self._chain.write_snapshot(last, replace=True) for last in lasts)
+            self._chain.known.unsealed.clear()
+        return written
 
     def canonical_digest(self) -> str:
         """Digest of what was recorded, in order: without time, token, run, chain and the places of bytes."""
         said = [
             [entry.kind, {key: value for key, value in entry.payload.items() if key not in _PLACES}]
             for entry in self.entries()
+            if entry.kind != COMPACT
         ]
         return sha256_hex(canonical_json(said))
 
-    def _refresh(self, written: bytes | None = None) -> list[Entry]:
-        """Reads what was added since the last look. The list that is returned is never changed afterwards.
+    # -- inside
 
-        `written` is the entry that this process itself has just created after the last known one.
-        """
-        known = self._cache
-        with known.lock:
-            entries = known.entries
-            if entries and written is None and not self._still_there(entries[-1], known.etag):
-                entries = []
-            entries = list(entries)
-            before = len(entries)
-            if written is not None:
-                entries.append(_decode(written, before + 1, self.store.url(self._key(before + 1))))
-            while True:
-                previous = entries[-1].sha256 if entries else _FIRST_PREVIOUS
-                entry = self._read(len(entries) + 1, previous)
-                if entry is None:
+    def _check_files(self, count: int) -> None:
+        """Every file is an entry that was read, or one of ours beside them."""
+        for key in self.store.list(f"{self.root}/"):
+            name = key.removeprefix(f"{self.root}/")
+            if name == "HEAD":
+                continue
+            where = self.store.url(key)
+            stem, _, suffix = name.rpartition("/")[2].partition(".")
+            number = int(stem) if stem.isascii() and stem.isdigit() else 0
+            if key == snapshot_key(self.root, number) and number > 0 and number % ENTRIES == 0:
+                continue
+            if suffix != "json" or number < 1 or key != self._chain.key(number):
+                raise CorruptError(
+                    "a file was inserted into the journal", where=where, todo="remove this file"
+                )
+            if number > count:
+                if self._grew(count):
                     break
-                entries.append(entry)
-            if before == 0 and written is None:
-                self._check_tail(entries)
-            if entries != known.entries:
-                known.etag = self.store.stat(self._key(len(entries))).etag if entries else ""
-                known.entries = entries
-            return known.entries
+                self._cut(count + 1, f"entry {number} is there")
 
-    def _still_there(self, entry: Entry, etag: str) -> bool:
-        # One cheap look: a store that was removed or restored under a running process starts afresh.
-        try:
-            return self.store.stat(self._key(entry.number)).etag == etag
-        except NotFoundError:
-            return False
+    def _check_snapshot(self, last: int) -> None:
+        """A snapshot that is whole remembers what the entries were; a broken one is only a bad cache."""
+        view = self._chain.known.view()
+        if last > view.count:
+            if not self._grew(view.count):
+                where = self.store.url(f"{self.root}/{FOLDER}")
+                self._cut(view.count + 1, f"a snapshot of entry {last} in {where}")
+            return
+        snapshot = read_snapshot(self.store, self.root, last)
+        first = last - ENTRIES + 1
+        if snapshot is None or (first == 1 and snapshot.previous != FIRST_PREVIOUS):
+            self._chain.known.unsealed[last] = True
+            return
+        for number, sha256 in enumerate(snapshot.hashes, start=first):
+            if view.entry(number).sha256 != sha256:
+                raise CorruptError(
+                    f"journal entry {number} was changed, with all that follow it",
+                    expected=f"sha256 {sha256}, as the snapshot {snapshot_key(self.root, last)} remembers",
+                    found=f"sha256 {view.entry(number).sha256}",
+                    where=self.store.url(self._chain.key(number)),
+                    todo=f"{TODO}; if only the snapshot is wrong, remove it",
+                )
 
-    def _check_tail(self, entries: list[Entry]) -> None:
-        """A hole in the middle looks like an end; the hint knows better. Only at a first reading."""
-        hint = self._read_hint()
+    def _check_witness(self, hint: tuple[int, str] | None) -> None:
         if hint is None:
             return
-        if hint[0] > len(entries):
-            missing = self._key(len(entries) + 1)
-            if not self.store.exists(missing):
-                raise CorruptError(
-                    f"journal entry {len(entries) + 1} is missing", where=self.store.url(missing), todo=_TODO
-                )
-        elif hint[0] > 0 and entries[hint[0] - 1].sha256 != hint[1]:
-            where = self.store.url(self._key(hint[0]))
-            raise CorruptError(f"journal entry {hint[0]} was changed", where=where, todo=_TODO)
-
-    def _read(self, number: int, previous: str) -> Entry | None:
-        key = self._key(number)
-        try:
-            data = self.store.read(key)
-        except NotFoundError:
-            return None
-        where = self.store.url(key)
-        entry = _decode(data, number, where)
-        if entry.prev_sha256 != previous:
-            if number == 1:
-                raise CorruptError("journal entry 1 is not a first entry", where=where, todo=_TODO)
+        number, sha256 = hint
+        view = self._chain.known.view()
+        where = self.store.url(witness_key(self.root))
+        if number > view.count:
+            if not self._grew(view.count):
+                self._cut(view.count + 1, f"the witness {where} has seen entry {number}", _TODO_CUT)
+        elif number > 0 and view.entry(number).sha256 != sha256:
             raise CorruptError(
-                f"journal entry {number - 1} was changed or inserted",
-                expected=f"sha256 {entry.prev_sha256}, which entry {number} was written after",
-                found=f"sha256 {previous}",
-                where=self.store.url(self._key(number - 1)),
-                todo=_TODO,
+                f"journal entry {number} was changed",
+                expected=f"sha256 {sha256}, as the witness {where} remembers",
+                found=f"sha256 {view.entry(number).sha256}",
+                where=self.store.url(self._chain.key(number)),
+                todo=TODO,
             )
-        return entry
 
+    def _grew(self, count: int) -> bool:
+        # Others may have appended while we were reading.
+        return self.store.exists(self._chain.key(count + 1))
 
-def _encode(
-    number: int, kind: str, payload: dict[str, Any], run: str | None, token: str, previous: str
-) -> bytes:
-    body: dict[str, Any] = {
-        "format": FORMAT,
-        "number": number,
-        "kind": kind,
-        "payload": payload,
-        "time": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "run": run,
-        "token": token,
-        "prev_sha256": previous,
-    }
-    # The chain only shows that *some* neighbour was changed; the checksum names the very file.
-    body["checksum"] = sha256_hex(canonical_json(body))
-    return canonical_json(body)
-
-
-def _decode(data: bytes, number: int, where: str) -> Entry:
-    try:
-        body = cast(dict[str, Any], json.loads(data))
-        checksum = body.pop("checksum")
-        intact = checksum == sha256_hex(canonical_json(body))
-        entry = Entry(
-            number=body["number"],
-            sha256=sha256_hex(data),
-            kind=body["kind"],
-            payload=body["payload"],
-            time=body["time"],
-            run=body["run"],
-            token=body["token"],
-            prev_sha256=body["prev_sha256"],
-        )
-        version = body["format"]
-    except (ValueError, KeyError, TypeError, AttributeError, ContractError) as error:
-        raise CorruptError(f"journal entry {number} cannot be read", where=where, todo=_TODO) from error
-    if not intact:
-        raise CorruptError(f"journal entry {number} was changed", where=where, todo=_TODO)
-    if version != FORMAT:
-        raise ContractError(
-            "a journal entry has another format",
-            expected=FORMAT,
-            found=version,
-            where=where,
-            todo="update sdflow",
-        )
-    if entry.number != number:
+    def _cut(self, number: int, found: str, todo: str = TODO) -> None:
         raise CorruptError(
-            f"journal entry {number} was inserted",
-            expected=number,
-            found=entry.number,
-            where=where,
-            todo=_TODO,
+            f"journal entry {number} is missing",
+            found=f"nothing from there on, but {found}",
+            where=self.store.url(self._chain.key(number)),
+            todo=todo,
         )
-    return entry

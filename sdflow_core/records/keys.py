@@ -9,7 +9,15 @@ from typing import Any
 
 from .errors import ContractError
 
-__all__ = ["canonical_json", "dataset_digest", "recipe", "recipe_document", "row_key", "sha256_hex"]
+__all__ = [
+    "canonical_json",
+    "dataset_digest",
+    "digest_of_sorted",
+    "recipe",
+    "recipe_document",
+    "row_key",
+    "sha256_hex",
+]
 
 RECIPE_FORMAT = 1
 
@@ -101,4 +109,14 @@ def dataset_digest(row_keys: Iterable[str]) -> str:
         >>> dataset_digest(["b", "a"]) == dataset_digest(["a", "b", "a"])
         True
     """
-    return sha256_hex(canonical_json(sorted(set(row_keys))))
+    return digest_of_sorted(sorted(set(row_keys)))
+
+
+def digest_of_sorted(row_keys: Sequence[str]) -> str:
+    """`dataset_digest` of row keys that are sorted already, each once; the caller vouches for it."""
+    # Of a hundred thousand keys, spelling them as JSON is most of the work. Plain ones need no escaping.
+    joined = '","'.join(row_keys)
+    plain = joined.isascii() and joined.isprintable() and "\\" not in joined
+    if plain and row_keys and joined.count('"') == 2 * (len(row_keys) - 1):
+        return sha256_hex(b'["' + joined.encode() + b'"]')
+    return sha256_hex(canonical_json(list(row_keys)))

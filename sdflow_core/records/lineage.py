@@ -110,16 +110,55 @@ class Lineage:
         self.store.create(key, canonical_json(_clean(event)))
         return key
 
+    def abort_once(self, run: str, error: str) -> bool:
+        """Writes the ABORT of a run that could not write it itself; of many who try at once, one does.
+
+        It repeats what the START of the run said.
+
+        Args:
+            run: Id of the run.
+            error: Why it counts as ended, in words.
+
+        Returns:
+            Whether this call wrote it; False also when the run never began.
+        """
+        for key in self.store.list(f"lineage/{run}/"):
+            if not key.endswith("-START.json"):
+                continue
+            event = self._read(key)
+            event["eventType"] = "ABORT"
+            event["eventTime"] = datetime.now(UTC).isoformat(timespec="microseconds")
+            event["run"]["facets"]["errorMessage"] = {"message": error, "programmingLanguage": "python"}
+            # The same name for all who try, and sorted right behind the START: should the run live after
+            # all, its own end comes later.
+            stamp = key.removeprefix(f"lineage/{run}/").partition("-")[0]
+            return self.store.create(
+                f"lineage/{run}/{stamp}-reconciled-ABORT.json", canonical_json(_clean(event))
+            )
+        return False
+
+    def ancestry(self, run: str) -> list[str]:
+        """The run, the run that started it, and so on up to the outermost."""
+        found = [run]
+        while True:
+            event = next(self.events(found[-1]), None)
+            facets = cast("dict[str, Any]", event["run"]["facets"]) if event is not None else {}
+            above = str(facets.get("parent", {}).get("run", {}).get("runId", ""))
+            if not above or "/" in above or above in found:
+                return found
+            found.append(above)
+
     def events(self, run: str | None = None) -> Iterator[dict[str, Any]]:
         """Events of one run in order of time; without a run all, run by run."""
         for key in self.store.list(f"lineage/{run}/" if run else "lineage/"):
-            try:
-                yield cast(dict[str, Any], json.loads(self.store.read(key)))
-            except ValueError as error:
-                where = self.store.url(key)
-                raise CorruptError(
-                    "a lineage event cannot be read", where=where, todo="restore it"
-                ) from error
+            yield self._read(key)
+
+    def _read(self, key: str) -> dict[str, Any]:
+        try:
+            return cast(dict[str, Any], json.loads(self.store.read(key)))
+        except ValueError as error:
+            where = self.store.url(key)
+            raise CorruptError("a lineage event cannot be read", where=where, todo="restore it") from error
 
 
 def _clean(value: Any) -> Any:

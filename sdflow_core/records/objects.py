@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, cast
 
 from .errors import ContractError, NotFoundError, SDFlowError, TransientError
 
-__all__ = ["LocalStore", "RemoteStore", "Stat", "Store", "filesystem", "open_store"]
+__all__ = ["TEMPORARY", "LocalStore", "RemoteStore", "Stat", "Store", "filesystem", "open_store"]
 
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"  # how names of half-written files begin; `list` passes over them
 _TODO_WRITE = "choose a store that can be written with --store or SDFLOW_STORE, or change its permissions"
 # Errors that say "the disk or the network had a bad moment"; everything else will not get better by itself.
 _TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.EIO, errno.ETIMEDOUT, errno.EBUSY, errno.ESTALE}
@@ -125,7 +125,7 @@ def _checked(key: str) -> str:
         or any(p in ("", ".", "..") for p in parts)
     ):
         raise ContractError("a key does not name a place inside the store", expected="a/b/c", found=repr(key))
-    if parts[-1].startswith(_TEMPORARY):
+    if parts[-1].startswith(TEMPORARY):
         raise ContractError("a key has a name that is reserved", found=repr(key))
     return key
 
@@ -170,7 +170,7 @@ class LocalStore(Store):
     def _temporary(self, path: Path, data: bytes, durable: bool = True) -> Path:
         """Writes the bytes beside their place, under a name that `list` passes over."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         # Key files are for their owner alone.
         mode = 0o600 if path.suffix == ".key" else 0o666
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -261,9 +261,7 @@ def _sync_folder(folder: Path) -> None:
 def _walk(folder: Path, at: str, prefix: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as scan:
-            entries = [
-                (entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith(_TEMPORARY)
-            ]
+            entries = [(entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith(TEMPORARY)]
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:

@@ -159,22 +159,24 @@ def load_columns(store: Store, shard: Shard, columns: Sequence[str] | None) -> p
     found: dict[str, pa.ChunkedArray] = {}
     try:
         names = _cache.names.get((store.uri, shard.key))
-        if names is None:
-            names = list(shard_schema(store, shard).names)
-            _cache.names[(store.uri, shard.key)] = names
-        wanted = [name for name in names if columns is None or name in columns]
-        for name in wanted:
-            column = _cache.get((store.uri, shard.key, name))
-            if column is not None:
-                found[name] = column
-        missing = [name for name in wanted if name not in found]
-        if missing:
+        if names is not None:
+            for name in names:
+                if columns is None or name in columns:
+                    column = _cache.get((store.uri, shard.key, name))
+                    if column is not None:
+                        found[name] = column
+        if names is None or any(n not in found for n in names if columns is None or n in columns):
             with store.open_input(shard.key) as file:
-                reader: Any = pq
-                part = reader.read_table(file, columns=missing, page_checksum_verification=True)
+                reader: Any = pq.ParquetFile(file, page_checksum_verification=True)
+                names = list(cast("list[str]", reader.schema_arrow.names))
+                _cache.names[(store.uri, shard.key)] = names
+                missing = [n for n in names if (columns is None or n in columns) and n not in found]
+                # Few columns of few rows: handing them to other threads costs more than reading them.
+                part = reader.read(columns=missing, use_threads=False)
             for name in missing:
                 found[name] = part.column(name)
                 _cache.keep((store.uri, shard.key, name), found[name])
+        wanted = [name for name in names if columns is None or name in columns]
     except NotFoundError as error:
         raise CorruptError("a shard is missing", where=store.url(shard.key), todo=TODO) from error
     except (pa.ArrowInvalid, OSError) as error:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, cast
 
 import pyarrow as pa
 
 from .config import DatasetRef
 from .errors import ContractError, CorruptError, NotFoundError
+from .index import Index, Names, is_rows, names
 from .journal import Entry, Journal
 from .keys import dataset_digest
 from .objects import Store
@@ -41,27 +42,7 @@ def base_schema() -> pa.Schema:
     )
 
 
-class _Index:
-    """What this process knows of one table, grown entry by entry under the journal's lock."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.chain: list[str] = []
-        self.shards: list[Shard] = []
-        self.place: dict[str, tuple[int, int]] = {}
-        self.failed: set[str] = set()
-        self.recipes: dict[str, dict[str, None]] = {}
-        self.digests: dict[str | None, str] = {}
-
-    def held(self, recipe: str | None = None) -> set[str]:
-        if recipe is None:
-            return set(self.place) - self.failed
-        return set(self.recipes.get(recipe, ())) - self.failed
-
-
-_indexes: dict[tuple[str, str, str], _Index] = {}
+_indexes: dict[tuple[str, str, str], Index] = {}
 _indexes_lock = threading.Lock()
 
 
@@ -85,7 +66,7 @@ class Table:
         self.root = f"private/datasets/{dataset}/{name}"
         self.journal = Journal(store, f"private/datasets/{dataset}/journal")
         with _indexes_lock:
-            self._index = _indexes.setdefault((store.uri, dataset, name), _Index())
+            self._index = _indexes.setdefault((store.uri, dataset, name), Index())
 
     # -- writing
 
@@ -105,7 +86,7 @@ class Table:
         rows = _completed(rows, run)
         with self.journal.lock:
             index = self._refresh()
-            based = len(index.chain)
+            based = index.seen
             rows = _without(rows, index.held())
         if rows.num_rows == 0:
             return self.ref()
@@ -114,7 +95,8 @@ class Table:
 
         def rebase(new: list[Entry], payload: dict[str, Any]) -> dict[str, Any] | None:
             nonlocal rows
-            left = _without(rows, self._refresh().held()) if any(map(self._is_mine, new)) else rows
+            mine = any(is_rows(entry, self.name) for entry in new)
+            left = _without(rows, self._refresh().held()) if mine else rows
             if left.num_rows == rows.num_rows:
                 return payload
             # Others committed some of these rows: this shard was never named by an entry, so nobody reads it.
@@ -143,7 +125,7 @@ class Table:
     def held(self, recipe: str | None = None) -> set[str]:
         """Row keys that need not be computed again; of one recipe when given."""
         with self.journal.lock:
-            return self._refresh().held(recipe)
+            return set(self._refresh().held(recipe))
 
     def recipes(self) -> list[str]:
         """Recipes of this table, in the order of their first commit."""
@@ -154,11 +136,9 @@ class Table:
         """Reference to what is held now; of one recipe when given."""
         with self.journal.lock:
             index = self._refresh()
-            held = index.held(recipe)
-            if recipe not in index.digests:
-                index.digests[recipe] = dataset_digest(held)
+            rows = len(index.held(recipe))
             uri = self.store.url(self.root)
-            return DatasetRef(uri=uri, version=len(index.chain), digest=index.digests[recipe], rows=len(held))
+            return DatasetRef(uri=uri, version=index.seen, digest=index.digest(recipe), rows=rows)
 
     def canonical_digest(self) -> str:
         """What two runs are compared by: the digest of all held row keys."""
@@ -191,7 +171,9 @@ class Table:
                 rows_of.setdefault(shard, []).append(row)
             order = [(index.shards[number], sorted(rows_of[number])) for number in sorted(rows_of)]
         chosen = self._chosen(order, statuses, latest_by)
-        parts = [self._take(shard, rows, columns) for shard, rows in chosen if rows]
+        # With the key: a shard that has none of the columns still has its rows.
+        taken = None if columns is None else ["row_key", *columns]
+        parts = [self._take(shard, rows, taken) for shard, rows in chosen if rows]
         if not parts:
             return self._empty(order, columns)
         table = parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="default")
@@ -214,68 +196,63 @@ class Table:
         found = cast("list[dict[str, Any]]", self._take(shard, [row], None).to_pylist())
         return found[0]
 
-    def verify(self) -> int:
+    def verify(self, *, verify_journal: bool = True) -> int:
         """Reads every shard again and compares it with the hash in its journal entry.
 
+        Args:
+            verify_journal: Verify the journal first; False when that was just done.
+
         Returns:
-            How many shards there are.
+            How many shards there are; those that a compaction replaced do not count.
 
         Raises:
             CorruptError: Names the first shard that is missing or changed, or the journal entry that is.
         """
-        self.journal.verify()
-        mine = [entry for entry in self.journal.entries() if self._is_mine(entry)]
-        for entry in mine:
-            key = str(entry.payload["shard"])
-            try:
-                with self.store.open_input(key) as file:
-                    found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
-            except NotFoundError as error:
-                raise CorruptError("a shard is missing", where=self.store.url(key), todo=TODO) from error
-            if found != entry.payload["sha256"]:
-                raise CorruptError("a shard was changed", where=self.store.url(key), todo=TODO)
-        return len(mine)
+        if verify_journal:
+            self.journal.verify()
+        found = names(self.journal.entries(), self.name)
+        current = found.current()
+        for named in current:
+            self._check(named.shard.key, named.sha256)
+            if named.parts:
+                self._check_parts(found, named.shard)
+        for key in found.by:
+            # What was replaced may have been removed; while it is there, it must be what it was.
+            if self.store.exists(key):
+                self._check(key, found.named[key].sha256)
+        return len(current)
+
+    def _check(self, key: str, sha256: str) -> None:
+        try:
+            with self.store.open_input(key) as file:
+                found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+        except NotFoundError as error:
+            raise CorruptError("a shard is missing", where=self.store.url(key), todo=TODO) from error
+        if found != sha256:
+            raise CorruptError("a shard was changed", where=self.store.url(key), todo=TODO)
+
+    def _check_parts(self, found: Names, shard: Shard) -> None:
+        """A shard that replaced others holds the rows of each of their entries, in their order."""
+        keys = cast("list[str]", load_columns(self.store, shard, ["row_key"]).column("row_key").to_pylist())
+        for leaf in found.leaves(shard.key):
+            part, keys = keys[: leaf.shard.rows], keys[leaf.shard.rows :]
+            if dataset_digest(part) != leaf.row_keys_digest:
+                raise CorruptError(
+                    "a compacted shard does not hold the rows of an entry that it stands for",
+                    expected=f"the rows of {leaf.shard.key}",
+                    where=self.store.url(shard.key),
+                    todo=TODO,
+                )
 
     # -- inside
 
-    def _is_mine(self, entry: Entry) -> bool:
-        return entry.kind == "rows" and entry.payload.get("table") == self.name
-
-    def _refresh(self) -> _Index:
+    def _refresh(self) -> Index:
         """Brings the index up to the journal; the caller holds the journal's lock while it uses the index."""
         index = self._index
         with self.journal.lock:
-            entries = list(self.journal.entries())
-            seen = len(index.chain)
-            if seen and (len(entries) < seen or entries[seen - 1].sha256 != index.chain[-1]):
-                index.clear()  # another history under the same address: the store was made anew
-            for entry in entries[len(index.chain) :]:
-                if self._is_mine(entry):
-                    self._add(index, entry)
-                index.chain.append(entry.sha256)
+            while not index.follow(self.store, self.name, self.journal.entries(start=index.seen)):
+                pass  # it is empty now and takes everything in
             return index
-
-    def _add(self, index: _Index, entry: Entry) -> None:
-        payload = entry.payload
-        shard = Shard(str(payload["shard"]), str(payload["recipe"]), int(payload["rows"]))
-        part = load_columns(self.store, shard, ["row_key", "status"])
-        keys = cast("list[str]", part.column("row_key").to_pylist())
-        if len(keys) != shard.rows or dataset_digest(keys) != payload["row_keys_digest"]:
-            raise CorruptError(
-                "a shard does not hold the rows of its journal entry", where=shard.key, todo=TODO
-            )
-        index.shards.append(shard)
-        of_recipe = index.recipes.setdefault(shard.recipe, {})
-        for row, (key, status) in enumerate(zip(keys, part.column("status").to_pylist(), strict=True)):
-            if status == "failed" and key in index.place and key not in index.failed:
-                continue
-            if status == "failed":
-                index.failed.add(key)
-            else:
-                index.failed.discard(key)
-            index.place[key] = (len(index.shards) - 1, row)
-            of_recipe[key] = None
-        index.digests.clear()
 
     def _chosen(
         self, order: list[tuple[Shard, list[int]]], statuses: Iterable[str] | None, latest_by: str | None
@@ -343,7 +320,7 @@ def _completed(rows: pa.Table, run: str) -> pa.Table:
     return pa.table(columns)
 
 
-def _without(rows: pa.Table, held: set[str]) -> pa.Table:
+def _without(rows: pa.Table, held: Set[str]) -> pa.Table:
     keys = cast("list[str]", rows.column("row_key").to_pylist())
     left = [number for number, key in enumerate(keys) if key not in held]
     return rows if len(left) == len(keys) else rows.take(pa.array(left, pa.int64()))

@@ -50,6 +50,11 @@ def test_dataset_digest_is_of_a_set(rows: list[str], random: Any) -> None:
     assert keys.dataset_digest(shuffled) == keys.dataset_digest(rows)
 
 
+@given(st.lists(texts | st.text('a",\\\x7f', max_size=4), max_size=5))
+def test_dataset_digest_is_the_hash_of_canonical_json(rows: list[str]) -> None:
+    assert keys.dataset_digest(rows) == keys.sha256_hex(keys.canonical_json(sorted(set(rows))))
+
+
 @given(st.lists(st.tuples(texts, st.dictionaries(texts, values, max_size=3)), max_size=6))
 @settings(max_examples=25)
 def test_a_journal_gives_back_what_it_was_given(said: list[tuple[str, dict[str, Any]]]) -> None:

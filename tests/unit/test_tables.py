@@ -103,6 +103,12 @@ def test_columns(table: Table) -> None:
         table.read(columns=["nothing"])
 
 
+def test_rows_without_the_column_that_is_asked_for_are_still_rows(table: Table) -> None:
+    table.commit(rows("a"), run="1")
+    table.commit(rows("b", note=["x"]), run="2")
+    assert table.read(columns=["note"]).to_pydict() == {"note": [None, "x"]}
+
+
 def test_an_empty_table(table: Table) -> None:
     assert table.read().column_names == list(BASE_COLUMNS)
     assert (table.held(), table.recipes(), table.find("a"), table.ref().rows) == (set(), [], None, 0)
@@ -281,7 +287,7 @@ class Dying(LocalStore):
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("write", range(1, 7))
+@pytest.mark.parametrize("write", range(1, 9))
 def test_killed_at_every_write_and_started_again(tmp_path: Path, write: int, after: bool) -> None:
     store = Dying(str(tmp_path / "s"))
     store.left, store.after = write, after
