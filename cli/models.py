@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sdflow_core.records.store import Store
     from sdflow_core.weights.model_store import Bundle
 
-__all__ = ["register"]
+__all__ = ["find", "joined", "register"]
 
 MIN_PREFIX = 4
 _By = Annotated[str, typer.Option("--by", metavar="NAME", help="Who says so.")]
@@ -96,7 +96,7 @@ def show(
     from sdflow_core.weights.model_store import Bundle
 
     now = state(context)
-    found = _find(now.store(), digest)
+    found = find(now.store(), digest)
     if isinstance(found, Bundle):
         document: dict[str, Any] = {"bundle": found.digest, **found.model_dump(mode="json")}
     else:
@@ -126,6 +126,7 @@ def promote(
     """Put models in force. A single model takes the place of its kind in the current bundle."""
     from sdflow_core.records.errors import ContractError
     from sdflow_core.weights.model_store import Bundle, Bundles
+    from tasks.announce import announce_promotion
 
     now = state(context)
     store = now.store()
@@ -136,7 +137,7 @@ def promote(
 
         bundle = install_embedded(store)
     else:
-        found = _find(store, what)
+        found = find(store, what)
         if isinstance(found, Bundle):
             bundle = found
         else:
@@ -147,8 +148,9 @@ def promote(
                     found=found["kind"],
                     todo="promote a whole bundle first: `sdflow models promote embedded --by NAME`",
                 )
-            bundle = _joined(current, found)
+            bundle = joined(current, found)
     entry = bundles.promote(bundle, by, note)
+    announce_promotion(entry)
     document = {"bundle": bundle.digest, "entry": entry.number, **_digests(bundle)}
     result(now, document, f"Bundle {bundle.digest[:12]} is in force (entry {entry.number}).")
 
@@ -156,10 +158,12 @@ def promote(
 def rollback(context: typer.Context, by: _By = "", note: _Note = "") -> None:
     """Go back to the bundle that was in force before the current one."""
     from sdflow_core.weights.model_store import Bundles
+    from tasks.announce import announce_promotion
 
     now = state(context)
     _named(by, "a rollback")
     entry = Bundles(now.store()).rollback(by, note)
+    announce_promotion(entry)
     digest = str(entry.payload["digest"])
     result(now, {"bundle": digest, "entry": entry.number}, f"Bundle {digest[:12]} is in force again.")
 
@@ -208,7 +212,7 @@ def _digests(bundle: Bundle | None) -> dict[str, str]:
     return {kind: digest for kind, digest in fields if kind not in _NO_MODELS and digest}
 
 
-def _find(store: Store, digest: str) -> dict[str, Any] | Bundle:
+def find(store: Store, digest: str) -> dict[str, Any] | Bundle:
     """The card of a model, or a bundle that was once promoted, by a unique beginning of its digest."""
     from sdflow_core.records.errors import ContractError, NotFoundError
     from sdflow_core.weights.model_store import Bundle, Bundles, ModelStore
@@ -228,7 +232,7 @@ def _find(store: Store, digest: str) -> dict[str, Any] | Bundle:
     return next(iter(found.values()))
 
 
-def _joined(current: Bundle, card: dict[str, Any]) -> Bundle:
+def joined(current: Bundle, card: dict[str, Any]) -> Bundle:
     """The current bundle with one model exchanged; an editor must have been trained for the encoder."""
     from sdflow_core.records.errors import ContractError
 

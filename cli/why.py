@@ -20,11 +20,15 @@ def why(
     context: typer.Context,
     row: Annotated[str, typer.Argument(metavar="ROW", help="A row key, its beginning, or a source's name.")],
 ) -> None:
-    """Explain why a row was computed, reused or dropped."""
+    """Explain why a row was computed, reused or dropped, and whether it is stale now."""
     from dataclasses import asdict
 
     from sdflow_core.records.why import why as explain
+    from sdflow_core.weights.model_store import Bundles
+    from tasks.recipes import wanted
 
     now = state(context)
-    found = explain(now.store(), row)
+    store = now.store()
+    bundle = Bundles(store).current()
+    found = explain(store, row, wanted(bundle) if bundle else None, bundle)
     result(now, asdict(found), found.text)

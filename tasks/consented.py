@@ -8,6 +8,8 @@ from typing import Any
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 
+_CONSENT = ("consent", "consent_attributes", "consent_expires")
+
 
 def today() -> date:
     """The day that counts for consents: UTC, as in `publish`."""
@@ -19,7 +21,7 @@ def kept_sources(store: Store, dataset: str, recipe: str) -> list[dict[str, Any]
 
     A file that was replaced under its address is out with that: only its newest version is a source.
     """
-    columns = ["source_id", "image_id", "face_id", "consent", "consent_attributes", "consent_expires"]
+    columns = ["source_id", "uri", "image_id", "face_id", *_CONSENT]
     table = Table(store, dataset, "sources")
     return table.read(recipe=recipe, latest_by="uri", statuses=["kept"], columns=columns).to_pylist()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VERSIONS = {"ingest": 1, "invert": 1, "label": 1, "train": 1, "edit": 1, "publish": 1, "pretrain": 1}
 MICRO_BATCH = 16
+_EDIT_MODELS = ("editor", "generator", "encoder", "labeller", "identity", "judge")
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,25 @@ def train(bundle: Bundle, config: dict[str, Any]) -> Recipe:
 
 def edit(bundle: Bundle, config: EditConfig) -> Recipe:
     """Edited pictures."""
-    return _recipe(
-        "edit",
-        as_recipe(config),
-        editor=bundle.editor,
-        generator=bundle.generator,
-        encoder=bundle.encoder,
-        labeller=bundle.labeller,
-        identity=bundle.identity,
-        judge=bundle.judge,
-    )
+    return _recipe("edit", as_recipe(config), **{kind: getattr(bundle, kind) for kind in _EDIT_MODELS})
 
 
 def publish() -> Recipe:
     """Released files: no model, only metadata added."""
     return _recipe("publish", {"metadata": "edit id, digital source type"})
+
+
+def wanted(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Documents of all steps under a bundle, for `records.stale`.
+
+    How editors are trained and edits carried out is asked for anew each time: their config is left open.
+    """
+    editors = train(bundle, {}).document
+    edits = _recipe("edit", {}, **{kind: getattr(bundle, kind) for kind in _EDIT_MODELS}).document
+    return {
+        "ingest": ingest(bundle).document,
+        "invert": invert(bundle).document,
+        "label": label(bundle).document,
+        "train": {**editors, "config": None},
+        "edit": {**edits, "config": None},
+    }

@@ -130,7 +130,11 @@ def make_edits(store: Store, count: int = 3) -> Edited:
         "invert",
         [{"inputs": [key], "face_id": faces[n]["face_id"]} for n, key in enumerate(face_keys)],
     )
-    _commit(store, "labels", "label", [{"inputs": [key], "smiling": 0.1} for key in face_keys])
+    labels = [
+        {"inputs": [k], "face_id": f["face_id"], "smiling": 0.1}
+        for k, f in zip(face_keys, faces, strict=True)
+    ]
+    _commit(store, "labels", "label", labels)
     _commit(store, "editors", "train", [{"inputs": ["latents", "labels"], "editor": EDITOR, "metrics": "{}"}])
     rows["latents"] = latent_keys[0]
     request = canonical_json({"smiling": 0.9}).decode()

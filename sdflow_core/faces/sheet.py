@@ -36,6 +36,7 @@ _SPELLED = str.maketrans(
     }
 )
 
+_LABELS = ("Before", "After", "Difference")
 T = TypeVar("T")
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -48,17 +49,26 @@ class SheetRow:
         before: [H, W, 3] uint8 RGB, what the edit starts from.
         after: Like `before`, the edit.
         caption: Names no file and no person.
-        source: [H', W', 3] uint8 RGB, the picture that was handed over; None: not shown.
+        source: [H', W', 3] uint8 RGB, the picture that was handed over, in front; None: not shown.
+        third: Takes the place of the difference where it is given.
     """
 
     before: NDArray[np.uint8]
     after: NDArray[np.uint8]
     caption: str
     source: NDArray[np.uint8] | None = None
+    third: NDArray[np.uint8] | None = None
 
 
 def contact_sheet(
-    groups: Mapping[str, Sequence[SheetRow]], title: str, *, columns: int = 3, note: str = "", gain: int = 4
+    groups: Mapping[str, Sequence[SheetRow]],
+    title: str,
+    *,
+    columns: int = 3,
+    note: str = "",
+    gain: int = 4,
+    labels: tuple[str, str, str] = _LABELS,
+    unit: str = "edit",
 ) -> bytes:
     """Draw the contact sheet.
 
@@ -72,6 +82,9 @@ def contact_sheet(
         columns: rows side by side, at least 1.
         note: one line under the title, such as the date and the editor.
         gain: amplification of the difference.
+        labels: what stands above the three pictures; the legend of the difference is left out with others
+            than the usual.
+        unit: what is counted.
 
     Returns:
         A PNG file. The same input gives the same bytes.
@@ -92,8 +105,9 @@ def contact_sheet(
             found=total,
             todo="split them with sheet.pages()",
         )
-    tiles = 4 if any(row.source is not None for rows in groups.values() for row in rows) else 3
-    width = tiles * (_TILE_PX + _GAP_PX) - _GAP_PX
+    with_source = any(row.source is not None for rows in groups.values() for row in rows)
+    shown = ("Source", *labels) if with_source else labels
+    width = len(shown) * (_TILE_PX + _GAP_PX) - _GAP_PX
     # Fewer columns when no group fills them, but room for the title and the legend.
     used = max(1, min(columns, max((len(rows) for rows in groups.values()), default=1)))
     inner = max(used * width + (used - 1) * _GUTTER_PX, 6 * (_TILE_PX + _GAP_PX) + _GUTTER_PX)
@@ -103,12 +117,13 @@ def contact_sheet(
         "RGB", (inner + 2 * _MARGIN_PX, header + sum(heights) + (0 if total else 80) + _MARGIN_PX), _PAPER
     )
     draw = ImageDraw.Draw(page)
-    _header(draw, title, note or f"{total} edit{'' if total == 1 else 's'} to compare", inner, gain)
+    said = note or f"{total} {unit}{'' if total == 1 else 's'} to compare"
+    _header(draw, title, said, inner, gain if labels == _LABELS else 0)
     if not total:
         _text(draw, (_MARGIN_PX, header + 24), "Nothing to compare.", 16, _SOFT, inner)
     top = header
     for (heading, rows), height in zip(groups.items(), heights, strict=True):
-        _group(page, draw, heading, rows, top, (used, width), inner, gain)
+        _group(page, draw, heading, rows, top, (used, width), inner, gain, shown, unit)
         top += height
     out = io.BytesIO()
     page.save(out, format="PNG", compress_level=6)
@@ -193,6 +208,8 @@ def _header(draw: ImageDraw.ImageDraw, title: str, note: str, inner: int, gain: 
     _text(draw, (_MARGIN_PX, 40), title, 30, _INK, inner - ramp - 60)
     _text(draw, (_MARGIN_PX, 82), note, 15, _SOFT, inner - ramp - 60)
     left = right - ramp
+    if not gain:
+        return
     _text(draw, (left, 40), f"Difference, amplified {gain}x", 13, _SOFT, ramp + 20)
     for x in range(ramp):
         shade = 255 - round(255 * x / (ramp - 1))
@@ -212,15 +229,14 @@ def _group(
     columns_and_width: tuple[int, int],
     inner: int,
     gain: int,
+    labels: Sequence[str],
+    unit: str,
 ) -> None:
     if not rows:
         return
     columns, place = columns_and_width
-    labels = ("Before", "After", "Difference")
-    if place > 3 * (_TILE_PX + _GAP_PX):
-        labels = ("Source", *labels)
     draw.line([(_MARGIN_PX, top), (_MARGIN_PX + inner, top)], fill=_RULE)
-    count = f"{len(rows)} edit{'' if len(rows) == 1 else 's'}"
+    count = f"{len(rows)} {unit}{'' if len(rows) == 1 else 's'}"
     width = round(draw.textlength(count, font=_font(14)))
     _text(draw, (_MARGIN_PX, top + 18), heading, 21, _INK, inner - width - 24)
     _text(draw, (_MARGIN_PX + inner - width, top + 24), count, 14, _SOFT, width + 20)
@@ -229,16 +245,18 @@ def _group(
             x = _MARGIN_PX + column * (place + _GUTTER_PX) + i * (_TILE_PX + _GAP_PX)
             _text(draw, (x, top + _HEADING_PX), label, 13, _SOFT, _TILE_PX)
     for number, row in enumerate(rows):
-        change = difference(row.before, row.after, gain)
+        change = row.third if row.third is not None else difference(row.before, row.after, gain)
         x = _MARGIN_PX + (number % columns) * (place + _GUTTER_PX)
         y = top + _HEADING_PX + _LABEL_PX + (number // columns) * (_TILE_PX + _CAPTION_PX)
-        for i, label in enumerate(labels):
-            left = x + i * (_TILE_PX + _GAP_PX)
-            pixels = {"Source": row.source, "Before": row.before, "After": row.after}.get(label, change)
+        pictures = (row.before, row.after, change)
+        if len(labels) > len(pictures):
+            pictures = (row.source, *pictures)
+        for i, pixels in enumerate(pictures):
             if pixels is None:
                 continue
+            left = x + i * (_TILE_PX + _GAP_PX)
             page.paste(_tile(pixels), (left, y))
-            if label == "Difference":  # mostly white: give it an edge
+            if pixels is change and row.third is None:  # mostly white: give it an edge
                 draw.rectangle([left, y, left + _TILE_PX - 1, y + _TILE_PX - 1], outline=_RULE)
         _text(draw, (x, y + _TILE_PX + 8), row.caption, 14, _INK, place)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
+from .changes import RecipeDocument, row_words
 from .decisions import decisions_of, edit_runs
 from .errors import ContractError, NotFoundError
 from .journal import Journal
@@ -15,6 +16,9 @@ from .lookup import datasets, lineage_facts
 from .releases import releases
 from .store import Store
 from .tables import Table
+
+if TYPE_CHECKING:
+    from sdflow_core.weights.model_store import Bundle
 
 __all__ = ["Explanation", "Reuse", "why"]
 
@@ -58,14 +62,22 @@ class Explanation:
     inputs: list[dict[str, str]]
     reused_by: list[Reuse]
     text: str
+    stale: str = ""  # why it is stale, in words; empty when it is current or nothing to compare with is known
 
 
-def why(store: Store, query: str) -> Explanation:
+def why(
+    store: Store,
+    query: str,
+    wanted: Mapping[str, RecipeDocument] | None = None,
+    bundle: Bundle | None = None,
+) -> Explanation:
     """Explains one row.
 
     Args:
         store: The store.
         query: A row key, a unique beginning of one, or the id or the name of a source.
+        wanted: Step -> the recipe wanted now; with it the explanation says whether the row is stale.
+        bundle: The bundle that these recipes belong to.
 
     Raises:
         NotFoundError: Nothing like this is known.
@@ -87,7 +99,12 @@ def why(store: Store, query: str) -> Explanation:
     if len(found) > 1:
         shown = ", ".join(f"{table} {key[:_SHOWN]}" for _, table, key in found[:5])
         raise ContractError("several rows begin like this", found=shown, todo="give more digits")
-    return _explain(store, *found[0])
+    told = _explain(store, *found[0])
+    if wanted is None:
+        return told
+    row = Table(store, told.dataset, told.table).find(told.row_key) or {}
+    said = row_words(store, told.dataset, told.table, row, wanted, bundle)
+    return replace(told, stale=said, text=f"{told.text}\n{said}" if said else told.text)
 
 
 def _tables(store: Store) -> Iterator[tuple[str, str]]:

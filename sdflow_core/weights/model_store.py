@@ -122,6 +122,11 @@ class Bundle(Config):
         """SHA-256 of the canonical JSON of all fields."""
         return sha256_hex(canonical_json(self.model_dump(mode="json")))
 
+    @property
+    def without_editor(self) -> Bundle:
+        """The same models but the editor: what makes faces, latents and labels."""
+        return self.model_copy(update={"editor": None})
+
 
 class Bundles:
     """The journal of promotions: one entry promotes, one more takes it back."""
@@ -147,6 +152,31 @@ class Bundles:
         payload = {"bundle": bundle.model_dump(mode="json"), "digest": bundle.digest, "by": by, "note": note}
         return self._append("promote", payload, len(history))
 
+    def complete(self, bundle: Bundle, by: str, note: str) -> Entry:
+        """Gives the current bundle another editor, in its place: a rollback afterwards goes back behind both.
+
+        Args:
+            bundle: The current one, but for the editor. Completing it again adds nothing.
+            by: Who says so.
+            note: Why.
+
+        Raises:
+            ContractError: The current bundle is another one, or another promotion came in between.
+        """
+        history = list(self.journal.entries())
+        promoted = _stack(history)
+        if promoted and promoted[-1] == bundle:
+            return history[-1]
+        if not promoted or promoted[-1].without_editor != bundle.without_editor:
+            raise ContractError(
+                "another bundle is in force than the one that this editor was made for",
+                expected=promoted[-1].without_editor.digest if promoted else "a promoted bundle",
+                found=bundle.without_editor.digest,
+                todo="look at `sdflow models list` and decide again",
+            )
+        payload = {"bundle": bundle.model_dump(mode="json"), "digest": bundle.digest, "by": by, "note": note}
+        return self._append("complete", payload, len(history))
+
     def rollback(self, by: str, note: str) -> Entry:
         """Goes back to the bundle promoted before the current one. Doing it twice goes back two steps.
 
@@ -171,8 +201,12 @@ class Bundles:
         promoted = _stack(list(self.journal.entries()))
         return promoted[-1] if promoted else None
 
+    def standing(self) -> list[Bundle]:
+        """Promotions that are not taken back, oldest first; the last one is in force."""
+        return _stack(list(self.journal.entries()))
+
     def history(self) -> list[Entry]:
-        """All promotions and rollbacks, oldest first."""
+        """All promotions, completions and rollbacks, oldest first."""
         return list(self.journal.entries())
 
 
@@ -190,6 +224,8 @@ def _stack(entries: list[Entry]) -> list[Bundle]:
     for entry in entries:
         if entry.kind == "rollback":
             promoted.pop()
+        elif entry.kind == "complete":
+            promoted[-1] = Bundle.model_validate(entry.payload["bundle"])
         else:
             promoted.append(Bundle.model_validate(entry.payload["bundle"]))
     return promoted
