@@ -56,7 +56,11 @@ def before_edit(store: Store, dataset: str, request: dict[str, float | str]) -> 
     before_work(store, dataset, "latents", f"run `sdflow invert {dataset}` first")
     bundle = _bundle(store)
     if bundle.editor is None:
-        raise ContractError("the promoted bundle has no editor", todo=f"run `sdflow train {dataset}` first")
+        raise ContractError(
+            "the promoted bundle has no editor",
+            todo=f"run `sdflow train {dataset}`; after a promotion of other models "
+            f"`sdflow refresh {dataset}` or `sdflow models rollback`",
+        )
     unknown = sorted(set(request) - set(bundle.attributes))
     if unknown:
         raise ContractError(

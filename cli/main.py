@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import audit, decide, doctor, leftovers, models, refresh, stale, verify, why
+from cli import audit, decide, doctor, leftovers, models, nightly, refresh, stale, verify, why
 from cli.output import State
 
 __all__ = ["app", "build", "main"]
@@ -35,7 +35,7 @@ def build() -> typer.Typer:
         epilog=_EPILOG,
     )
     made.callback()(_shared)
-    for noun in (decide, audit, why, stale, refresh, models, doctor, verify, leftovers):
+    for noun in (decide, audit, why, stale, nightly, refresh, models, doctor, verify, leftovers):
         noun.register(made)
     from cli.stories import register
 

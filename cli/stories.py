@@ -17,7 +17,7 @@ from cli.output import State, progress, result, state, table
 if TYPE_CHECKING:
     from sdflow_core.records.store import Store
 
-__all__ = ["register"]
+__all__ = ["register", "run_flow"]
 
 NOT_KEPT_SHOWN = 20
 # the phases whose ticks are optimiser steps
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def _run(
+def run_flow(
     now: State, flow: Callable[[], Any], title: str, check: Callable[[Store], None] | None = None
 ) -> Any:
     """Run a flow under a server, with a progress bar where somebody waits."""
@@ -94,7 +94,7 @@ def demo(
         small = {"training": {"steps": steps, "checkpoint_every": 2}, "prior_samples": 200} if steps else None
         return story(images=images, store=now.store_uri, training=small)
 
-    facts = _run(now, flow, "demo")
+    facts = run_flow(now, flow, "demo")
     facts = {**facts, "seconds": round(time.monotonic() - started, 1), "peak_mb": _peak_mb()}
     result(now, facts, lambda: _show_demo(now, facts))
 
@@ -166,7 +166,7 @@ def ingest(
 
         return story(dataset=name, source=source, consent=consent, store=now.store_uri)
 
-    facts = _run(now, flow, "ingest", lambda store: checks.before_ingest(store, name, source, consent))
+    facts = run_flow(now, flow, "ingest", lambda store: checks.before_ingest(store, name, source, consent))
     facts = {**facts, "not_kept": _not_kept(now, name)}
     result(now, facts, lambda: _show_ingest(name, facts))
 
@@ -207,7 +207,7 @@ def invert(context: typer.Context, dataset: _Dataset) -> None:
         return story(dataset=dataset, store=now.store_uri)
 
     todo = f"run `sdflow ingest SOURCE --name {dataset} --consent FILE` first"
-    facts = _run(now, flow, "invert", lambda store: checks.before_work(store, dataset, "faces", todo))
+    facts = run_flow(now, flow, "invert", lambda store: checks.before_work(store, dataset, "faces", todo))
     result(now, facts, _facts(f"Latents of {dataset}", facts))
 
 
@@ -221,7 +221,7 @@ def label(context: typer.Context, dataset: _Dataset) -> None:
         return story(dataset=dataset, store=now.store_uri)
 
     todo = f"run `sdflow ingest SOURCE --name {dataset} --consent FILE` first"
-    facts = _run(now, flow, "label", lambda store: checks.before_work(store, dataset, "faces", todo))
+    facts = run_flow(now, flow, "label", lambda store: checks.before_work(store, dataset, "faces", todo))
     result(now, facts, _facts(f"Labels of {dataset}", facts))
 
 
@@ -247,7 +247,7 @@ def train(
         return story(dataset=dataset, config=config, store=now.store_uri)
 
     todo = f"run `sdflow invert {dataset}` first"
-    facts = _run(now, flow, "train", lambda store: checks.before_work(store, dataset, "latents", todo))
+    facts = run_flow(now, flow, "train", lambda store: checks.before_work(store, dataset, "latents", todo))
     result(now, facts, _facts(f"Editor of {dataset}", facts))
 
 
@@ -273,7 +273,7 @@ def edit(
 
         return story(dataset=dataset, requests=[request], dry_run=dry_run, store=now.store_uri)
 
-    facts = _run(now, flow, "edit", lambda store: checks.before_edit(store, dataset, request))
+    facts = run_flow(now, flow, "edit", lambda store: checks.before_edit(store, dataset, request))
     result(now, facts, lambda: _show_edit(dataset, facts))
 
 
@@ -329,7 +329,7 @@ def publish(
 
         return story(edit_run=edit_run, target=to, store=now.store_uri)
 
-    facts = _run(now, flow, "publish", lambda store: checks.before_publish(store, edit_run, to))
+    facts = run_flow(now, flow, "publish", lambda store: checks.before_publish(store, edit_run, to))
     result(now, facts, _facts("Released", facts))
 
 
@@ -358,5 +358,5 @@ def pretrain(
 
         return story(name=name, source=source, labels=labels, config=config, store=now.store_uri)
 
-    facts = _run(now, flow, "pretrain")
+    facts = run_flow(now, flow, "pretrain")
     result(now, facts, _facts(f"Models of {name}", facts))

@@ -6,9 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.edit import edit_config, edit_shard, plan_edit, variants_of
-from tasks.reports import contact_sheet, edited, planned, report
-from tasks.step import each_shard
+from tasks.bodies import edit_body
+from tasks.reports import report
 from tasks.story import QUIET, story
 
 
@@ -24,12 +23,7 @@ def edit(
 ) -> dict[str, Any]:
     """Edit every kept source by every request its consent covers; a dry run only counts those rows."""
     with story("edit", dataset, store, parent, pinned=bundle) as job:
-        settings = edit_config(config)
-        plan = plan_edit(job, variants_of(requests), settings, dry_run)
-        if dry_run:
-            return planned(job, plan)
-        each_shard(edit_shard, job, plan.shards.shards, settings)
-        contact_sheet(job, plan.edit_run)
-        facts = edited(job, plan)
-        report(job, "Edits", facts)
+        facts = edit_body(job, requests, config, dry_run)
+        if not dry_run:
+            report(job, "Edits", facts)
     return facts

@@ -6,9 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.ingest import ingest_shard, plan_ingest
-from tasks.reports import counted, report
-from tasks.step import each_shard
+from tasks.bodies import ingest_body
+from tasks.reports import report
 from tasks.story import QUIET, story
 
 
@@ -18,8 +17,6 @@ def ingest(
 ) -> dict[str, Any]:
     """Every file of `source` becomes a row, kept or dropped with a reason; originals are only read."""
     with story("ingest", dataset, store, parent, pinned=bundle) as job:
-        plan = plan_ingest(job, source, consent)
-        each_shard(ingest_shard, job, plan.shards)
-        counts = counted(job, "sources", plan)
+        counts = ingest_body(job, source, consent)
         report(job, "Ingest", counts)
     return counts

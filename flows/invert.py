@@ -6,9 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.latents import invert_shard, plan_invert
-from tasks.reports import counted, report
-from tasks.step import each_shard
+from tasks.bodies import invert_body
+from tasks.reports import report
 from tasks.story import QUIET, story
 
 
@@ -16,8 +15,6 @@ from tasks.story import QUIET, story
 def invert(dataset: str, store: str = "", parent: str = "", bundle: str = "") -> dict[str, Any]:
     """Encode every kept face that has no code of the promoted encoder yet."""
     with story("invert", dataset, store, parent, pinned=bundle) as job:
-        plan = plan_invert(job)
-        each_shard(invert_shard, job, plan.shards)
-        counts = counted(job, "latents", plan)
+        counts = invert_body(job)
         report(job, "Inversion", counts)
     return counts

@@ -6,9 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.latents import label_shard, plan_label
-from tasks.reports import counted, report
-from tasks.step import each_shard
+from tasks.bodies import label_body
+from tasks.reports import report
 from tasks.story import QUIET, story
 
 
@@ -16,8 +15,6 @@ from tasks.story import QUIET, story
 def label(dataset: str, store: str = "", parent: str = "", bundle: str = "") -> dict[str, Any]:
     """Score every kept face that has no scores of the promoted labeller yet; latents are not touched."""
     with story("label", dataset, store, parent, pinned=bundle) as job:
-        plan = plan_label(job)
-        each_shard(label_shard, job, plan.shards)
-        counts = counted(job, "labels", plan)
+        counts = label_body(job)
         report(job, "Labels", counts)
     return counts

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdflow_core.records.config import Config, as_recipe
+from sdflow_core.records.drift import histogram
 from sdflow_core.records.errors import ContractError, NotFoundError
 from sdflow_core.records.keys import dataset_digest, row_key
 from sdflow_core.records.store import Store
@@ -17,7 +17,7 @@ from sdflow_core.records.tables import Table, wplus_numpy
 from sdflow_core.weights.model_store import Bundles, ModelStore
 from tasks import recipes
 from tasks.consented import consented_faces
-from tasks.runtime import networks_of, settings, tick
+from tasks.runtime import load_bundle, networks_of, settings, tick
 from tasks.step import StepRun, step
 
 
@@ -81,8 +81,7 @@ def _histograms(labels: pa.Table, attributes: tuple[str, ...]) -> dict[str, list
     """Counts of the dataset's labels in ten equal parts of [0, 1]: what later nights are compared with."""
     if labels.num_rows == 0:
         return {}
-    counts = {name: np.histogram(labels[name].to_numpy(), bins=10, range=(0, 1))[0] for name in attributes}
-    return {name: part.tolist() for name, part in counts.items()}
+    return {name: histogram(labels[name].to_numpy()) for name in attributes}
 
 
 @step("train")
@@ -159,6 +158,14 @@ def promote_editor(run: StepRun, editor: EditorRef, by: str) -> str:
     current = bundles.current()
     if current is None:
         raise ContractError("no models are promoted in this store", where=run.store.uri)
+    pinned = load_bundle(run.store, run.job.bundle)
+    if current.without_editor.digest != pinned.without_editor.digest:
+        raise ContractError(
+            "other models were promoted while the editor was trained; it stays in the store, not in force",
+            expected=f"bundle {run.job.bundle[:12]}",
+            found=f"bundle {current.digest[:12]}",
+            todo=f"run `sdflow refresh {run.job.dataset}`, or `sdflow models rollback` and train again",
+        )
     if current.editor != editor.digest:
         bundles.promote(
             current.model_copy(update={"editor": editor.digest}), by, f"editor trained on {run.job.dataset}"
