@@ -20,6 +20,7 @@ from tasks.plans import Shards, read_plan, write_plans
 from tasks.runtime import load_bundle, networks_of, settings, tick
 from tasks.step import StepRun, step
 
+_GONE = "gone"  # the version of a file that was never read and is there no more
 _BASE = [field for field in base_schema() if field.name != "run"]  # `Table` adds the run
 _SOURCES = pa.schema(
     [
@@ -87,12 +88,14 @@ def plan_ingest(run: StepRun, source: str, consent: str) -> Shards:
         )
     for now in _gone(current, listed):
         grant = _grant(store, consents, now["name"], today)
-        if grant["consent"] != now["consent"]:
-            facts = {name: now[name] for name in ("name", "uri", "size_bytes", "mtime_ns")}
-            missing.append(
-                {**facts, **grant, "path": "", "etag": None, "source": source, "known": _verdict_of(now)}
-            )
-            listed[now["uri"]] = now["name"]
+        known = _verdict_of(now)
+        if now["status"] == "failed":
+            grant["why"], known["version"] = "it could not be read, and is not in its folder any more", _GONE
+        elif grant["consent"] == now["consent"]:
+            continue
+        facts = {name: now[name] for name in ("name", "uri", "size_bytes", "mtime_ns")}
+        missing.append({**facts, **grant, "path": "", "etag": None, "source": source, "known": known})
+        listed[now["uri"]] = now["name"]
     if not missing:
         run.reused(table.ref(recipe))
     return Shards(
@@ -120,7 +123,7 @@ def _unchanged(now: dict[str, Any] | None, item: SourceItem) -> str:
     """The version that is known of a file whose size and time are those of its last reading."""
     if now is None or (now["size_bytes"], now["mtime_ns"]) != (item.size_bytes, item.mtime_ns or 0):
         return ""
-    return str(now["version"])
+    return "" if now["version"] == _GONE else str(now["version"])
 
 
 def _verdict_of(now: dict[str, Any]) -> dict[str, Any]:
@@ -131,9 +134,10 @@ def _verdict_of(now: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gone(current: dict[str, dict[str, Any]], listed: dict[str, str]) -> list[dict[str, Any]]:
-    """Kept sources of this folder that are not in it any more, named as this folder's list would name them.
+    """Sources of this folder that are not in it any more, named as this folder's list would name them.
 
-    The records still hold their faces, so that a consent that was withdrawn must reach them too.
+    The records still hold the faces of the kept ones, so that a consent that was withdrawn must reach them
+    too; and those that could not be read need not be tried again.
     """
     uri, name = next(iter(listed.items()))
     folder = uri.removesuffix(name)
@@ -142,7 +146,7 @@ def _gone(current: dict[str, dict[str, Any]], listed: dict[str, str]) -> list[di
     return [
         {**now, "name": uri.removeprefix(folder)}
         for uri, now in current.items()
-        if uri not in listed and uri.startswith(folder) and now["status"] == "kept"
+        if uri not in listed and uri.startswith(folder) and now["status"] in ("kept", "failed")
     ]
 
 
@@ -244,13 +248,11 @@ def _judge(
     except SDFlowError as error:
         return judge_source(_raising(error), find, config), ""
     image_id = sha256_hex(data)
-    if item["why"]:
-        # the bytes are hashed to know which version was refused, but never decoded
-        return Verdict("dropped", item["why"], image_id), ""
-    if now is not None and now["image_id"] == image_id and now["consent"] and now["status"] != "failed":
-        # another time or place in the folder's listing, the same bytes: nothing to look at again
+    judged = now is not None and now["image_id"] == image_id and now["consent"] and now["status"] != "failed"
+    if now is not None and judged and not item["why"]:
+        # another time in the folder's listing, the same bytes: nothing to look at again
         return Verdict(now["status"], now["reason"], image_id), now["face_id"]
-    verdict = judge_source(lambda: data, find, config)
+    verdict = judge_source(lambda: data, find, config, item["why"])
     return verdict, f"{verdict.image_id}#0" if verdict.face is not None else ""
 
 

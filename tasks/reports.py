@@ -25,7 +25,10 @@ SHEET_ROWS_PER_PAGE = 60
 
 
 def source_counts(store: Store, dataset: str, bundle: str) -> dict[str, Any]:
-    """`{"in", "kept", "dropped", "failed", "reasons"}` of a dataset; in = kept + dropped + failed, always."""
+    """`{"in", "kept", "dropped", "failed", "reasons"}` of a dataset; in = kept + dropped + failed, always.
+
+    A file counts once, by its latest verdict: what failed last night and was read tonight is no failure.
+    """
     key = recipes.ingest(load_bundle(store, bundle)).key
     rows = Table(store, dataset, "sources").read(recipe=key, latest_by="uri", columns=["status", "reason"])
     status = Counter(rows["status"].to_pylist())

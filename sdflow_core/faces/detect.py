@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,9 @@ LONG_SIDE_PX = 640  # YuNet was trained on 320 and 640 px pictures; more only co
 SHORT_LIMIT_PX = 160  # pictures smaller than this are enlarged first
 THINNEST_PX = 16
 _SCORE, _OVERLAP, _MOST_FACES = 0.6, 0.3, 50
+# YuNet also "finds" faces that lie on their side or upside down, with points where those of an upright face
+# would be. Turning tells: of 400 upright synthetic people none, of 687 turned ones 683 scored better turned.
+_TURN_SIDE_PX, _TURN_MARGIN = 320, 0.015
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +30,13 @@ class Face:
     """One face: `box` [4] px (left, top, width, height), `points` [5, 2] px, `score` in [0, 1].
 
     The points are image-left eye, image-right eye, nose tip, image-left and image-right mouth corner.
+    `turned` says that the face is not upright, so that its points mean nothing; known of a lone face only.
     """
 
     box: NDArray[np.float64]
     points: NDArray[np.float64]
     score: float
+    turned: bool = False
 
 
 class ModelFile:
@@ -132,8 +137,27 @@ class Detector(ModelFile):
         views = sorted({min(max(side, SHORT_LIMIT_PX), LONG_SIDE_PX), min(side, 320)}, reverse=True)
         for view in views:
             if view >= SHORT_LIMIT_PX and (faces := self._look(image, view)):
+                if len(faces) == 1 and self._is_turned(image, faces[0]):
+                    return [replace(faces[0], turned=True)]
                 return faces
         return []
+
+    def _is_turned(self, image: NDArray[np.uint8], face: Face) -> bool:
+        """Whether the face's surroundings score better after a quarter, half or three-quarter turn."""
+        height, width = image.shape[:2]
+        middle, reach = face.box[:2] + face.box[2:] / 2, float(face.box[2:].max())
+        left, top = np.clip(np.floor(middle - reach).astype(int), 0, (width - 1, height - 1))
+        right, bottom = np.clip(np.ceil(middle + reach).astype(int), (left + 1, top + 1), (width, height))
+        around = image[top:bottom, left:right]
+        factor = _TURN_SIDE_PX / max(around.shape[:2])
+        size = max(1, round(around.shape[1] * factor)), max(1, round(around.shape[0] * factor))
+        kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        small = np.asarray(cv2.resize(around, size, interpolation=kind), dtype=np.uint8)
+        scores = [
+            max((found.score for found in self._look(np.rot90(small, turn), _TURN_SIDE_PX)), default=0.0)
+            for turn in range(4)
+        ]
+        return max(scores[1:]) > max(scores[0], face.score) + _TURN_MARGIN
 
     def _look(self, image: NDArray[np.uint8], long_side_px: int) -> list[Face]:
         height, width = image.shape[:2]

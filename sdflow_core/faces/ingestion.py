@@ -12,8 +12,9 @@ from sdflow_core.faces.align import crop, points_in_crop, quad_from_points
 from sdflow_core.faces.decode import Rejected, decode
 from sdflow_core.faces.detect import Face
 from sdflow_core.records.config import Config
-from sdflow_core.records.errors import ContractError, NotFoundError, TransientError
+from sdflow_core.records.errors import SDFlowError
 from sdflow_core.records.keys import sha256_hex
+from sdflow_core.records.sources import UnfitError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -67,6 +68,11 @@ def align_bytes(data: bytes, find: Callable[[Pixels], list[Face]], config: Inges
     if len(faces) > 1:
         raise Rejected(f"{len(faces)} faces found, expected one")
     face = faces[0]
+    if face.turned:
+        raise Rejected("the face is upside down or lies on its side: turn the picture")
+    height, width = picture.shape[:2]
+    if (face.points < -0.5).any() or (face.points > (width - 0.5, height - 0.5)).any():
+        raise Rejected("the face is cut off by the border of the picture")
     distance = float(np.linalg.norm(face.points[1] - face.points[0]))
     if distance < config.min_eye_distance_px:
         raise Rejected(
@@ -78,7 +84,10 @@ def align_bytes(data: bytes, find: Callable[[Pixels], list[Face]], config: Inges
 
 
 def judge_source(
-    read: Callable[[], bytes], find: Callable[[Pixels], list[Face]], config: IngestConfig
+    read: Callable[[], bytes],
+    find: Callable[[Pixels], list[Face]],
+    config: IngestConfig,
+    refused: str = "",
 ) -> Verdict:
     """Read one source and decide.
 
@@ -86,17 +95,19 @@ def judge_source(
         read: Gives the bytes; may raise the store's errors.
         find: The detector.
         config: See `IngestConfig`.
+        refused: Why the source may not be used at all; its bytes are then hashed, so that the refused version
+            is known, but never decoded.
     """
     try:
         data = read()
-    except NotFoundError:
-        return Verdict("failed", "the file vanished between listing and reading")
-    except TransientError as error:
-        return Verdict("failed", f"could not be read: {error.what}")
-    except ContractError as error:
-        # permissions can be mended without the file changing, so this is no verdict about the picture
+    except UnfitError as error:
+        return Verdict("dropped", error.what)
+    except SDFlowError as error:
+        # permissions can be mended without the file changing: nothing of this is a verdict about the picture
         return Verdict("failed", error.what)
     image_id = sha256_hex(data)
+    if refused:
+        return Verdict("dropped", refused, image_id)
     try:
         return Verdict("kept", "", image_id, align_bytes(data, find, config))
     except Rejected as reason:

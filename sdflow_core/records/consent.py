@@ -106,6 +106,7 @@ class ConsentList:
         lines: dict[str, int] = {}
         try:
             for cells in reader:
+                as_written = cells
                 cells = [cell.strip() for cell in cells]
                 if not any(cells):
                     continue
@@ -122,6 +123,10 @@ class ConsentList:
                     )
                 lines[source] = reader.line_num
                 rows.append((source, consent, reader.line_num))
+                exactly = _source(as_written[header.index("source")])
+                if exactly != source and not _PATTERN.search(exactly):
+                    # names of files may begin or end with a space
+                    rows.append((exactly, consent, reader.line_num))
         except csv.Error as error:
             raise ContractError(
                 "the consent list is no CSV", found=error, where=f"line {reader.line_num}", todo=_TODO
@@ -167,8 +172,9 @@ class ConsentList:
 
     def unused(self, names: Iterable[str]) -> list[int]:
         """Numbers of the lines under which none of these names falls: misspelt, or for files not yet here."""
-        used = {self._line_of(name) for name in names}
-        return sorted(line for source, line in self._lines.items() if source not in used)
+        found = {self._line_of(name) for name in names}
+        used = {self._lines[source] for source in found if source is not None}
+        return sorted(set(self._lines.values()) - used)
 
     def unknown_attributes(self, known: Iterable[str]) -> list[str]:
         """Attributes that the list allows and that nobody can edit: misspelt, or of other models."""
@@ -250,8 +256,11 @@ def _row(cells: list[str], header: list[str], line: int) -> tuple[str, Consent]:
             [row["subject"], list(attributes), expires.isoformat() if expires else None, row["evidence"]]
         )
     )
-    source = unicodedata.normalize("NFC", row["source"].removeprefix("./"))
-    return source, Consent(row["subject"], attributes, expires, row["evidence"], digest)
+    return _source(row["source"]), Consent(row["subject"], attributes, expires, row["evidence"], digest)
+
+
+def _source(cell: str) -> str:
+    return unicodedata.normalize("NFC", cell.removeprefix("./"))
 
 
 def subject_hmac(store: Store, subject: str) -> str:

@@ -54,6 +54,17 @@ def test_names_are_compared_as_people_see_them() -> None:
     assert consents.for_source("\u00fc.jpg", TODAY) is not None
 
 
+def test_names_may_begin_or_end_with_a_space() -> None:
+    text = 'source,subject,attributes,expires,evidence\n" ann.jpg ",ann,*,,x\nbob.jpg , bob,*,,y\n'
+    consents = ConsentList.read(text)
+    assert consents.for_source(" ann.jpg ", TODAY) is not None
+    assert (
+        consents.for_source("ann.jpg", TODAY) is not None
+    )  # spaces beside a comma are mostly no part of a name
+    assert consents.for_source("bob.jpg", TODAY) is not None
+    assert consents.for_source(" bob.jpg", TODAY) is None
+
+
 def test_digest_is_of_what_was_allowed() -> None:
     text = "source,subject,attributes,expires,evidence\na,s,x,,e\nb,s,x,,e\nc,s,y,,e\n"
     a, b, c = (ConsentList.read(text).for_source(name, TODAY) for name in "abc")

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from sdflow_core.faces.decode import MAX_SIDE_PX, Rejected, decode
+from tests.hostile_pictures import jpeg_of_many_scans, text_bomb, tiff_with, with_chunks
 
 RNG = np.random.default_rng(3)
 PICTURE = np.kron(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))  # 48 x 64
@@ -260,3 +261,37 @@ def test_threads_leave_the_warning_filters_alone() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(work, range(200))) == {0, PICTURE.size}
     assert list(warnings.filters) == before
+
+
+def test_metadata_that_unpacks_to_very_much_does_not_spoil_a_png() -> None:
+    plain = encoded(Image.fromarray(PICTURE), "PNG")
+    for kind in (b"zTXt", b"iTXt", b"iCCP"):
+        assert np.array_equal(decode(with_chunks(plain, text_bomb(kind, 50_000_000))), PICTURE)
+    broken = bytearray(with_chunks(plain, text_bomb(b"zTXt", 50_000_000)))
+    broken[-30] ^= 0xFF
+    assert "PNG" in reason(bytes(broken))
+
+
+def test_a_jpeg_that_would_take_hours_is_refused() -> None:
+    assert decode(jpeg_of_many_scans(PICTURE, 50)).shape == PICTURE.shape
+    assert "scans" in reason(jpeg_of_many_scans(PICTURE, 200))
+    for filler in (b"\xff\x01", b"\xff\xe1\0\0", b"\xff\xff"):  # nor do its markers
+        assert "JPEG" in reason(b"\xff\xd8\xff\xe0\0\2" + filler * 1_000_000)
+
+
+def test_what_lies_behind_a_jpeg_is_not_looked_at() -> None:
+    whole = encoded(Image.fromarray(PICTURE), "JPEG")
+    assert np.array_equal(decode(whole + b"\xff\xda\0\2" * 30_000), decode(whole))
+
+
+def test_camera_raw_is_not_taken_for_its_thumbnail() -> None:
+    tiff = encoded(Image.fromarray(PICTURE), "TIFF")
+    assert decode(tiff_with(tiff, 0xC611, 1)).shape == PICTURE.shape
+    assert "camera raw" in reason(tiff_with(tiff, 0xC612, 1))
+
+
+def test_colours_do_not_change_at_the_edges_of_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.fromarray(PICTURE).convert("RGBA"), "PNG")
+    whole = decode(data)
+    monkeypatch.setattr("sdflow_core.faces.decode._STRIP_PIXELS", 100)
+    assert np.array_equal(decode(data), whole)

@@ -49,6 +49,17 @@ def test_a_drawn_face_is_found_where_it_is(detector: Detector) -> None:
     assert 0.6 <= face.score <= 1 and face.box.shape == (4,)
 
 
+@pytest.mark.parametrize("side_px", [420, 1600])
+def test_a_turned_face_is_known(detector: Detector, side_px: int) -> None:
+    canvas = np.full((420, 420, 3), 128, np.uint8)
+    canvas[80:336, 80:336] = drawn_face()
+    canvas = np.asarray(cv2.resize(canvas, (side_px, side_px)), np.uint8)
+    (face,) = detector.find(canvas)
+    assert not face.turned
+    for turn in (1, 2, 3):
+        assert all(face.turned for face in detector.find(np.rot90(canvas, turn).copy())), turn
+
+
 @pytest.mark.parametrize("side_px", [64, 128, 640, 2000])
 def test_any_resolution_gives_the_same_place(detector: Detector, side_px: int) -> None:
     canvas = np.full((400, 400, 3), 128, np.uint8)

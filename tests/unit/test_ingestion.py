@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from sdflow_core.faces.detect import Face
 from sdflow_core.faces.ingestion import IngestConfig, judge_source
 from sdflow_core.records.errors import ContractError, NotFoundError, TransientError
+from sdflow_core.records.sources import UnfitError
 
 CONFIG = IngestConfig(template_scale=0.7, resolution=64)
 
@@ -58,6 +60,28 @@ def test_other_counts_of_faces_are_dropped(found: list[Face], reason: str) -> No
 def test_what_could_not_be_read_is_tried_again(error: Exception) -> None:
     verdict = judge_source(raising(error), lambda _: [face()], CONFIG)
     assert verdict.status == "failed" and verdict.reason
+
+
+def test_what_can_never_be_read_is_dropped() -> None:
+    verdict = judge_source(raising(UnfitError("a pipe, not a file")), lambda _: [face()], CONFIG)
+    assert (verdict.status, verdict.reason, verdict.image_id) == ("dropped", "a pipe, not a file", "")
+
+
+def test_what_is_refused_is_hashed_and_never_decoded() -> None:
+    def find(_: object) -> list[Face]:
+        raise AssertionError("nobody allowed to look")
+
+    verdict = judge_source(picture, find, CONFIG, "no consent for this source")
+    assert (verdict.status, verdict.reason) == ("dropped", "no consent for this source")
+    assert verdict.image_id == judge_source(picture, lambda _: [], CONFIG).image_id
+
+
+def test_a_face_over_the_border_or_turned_is_dropped() -> None:
+    over = replace(face(), points=face().points - [61, 0])
+    verdict = judge_source(picture, lambda _: [over], CONFIG)
+    assert verdict.status == "dropped" and "cut off" in verdict.reason
+    verdict = judge_source(picture, lambda _: [replace(face(), turned=True)], CONFIG)
+    assert verdict.status == "dropped" and "turn the picture" in verdict.reason
 
 
 def test_bytes_that_are_no_picture_are_dropped() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from sdflow_core.records.errors import ContractError, NotFoundError
+from sdflow_core.records import sources
+from sdflow_core.records.errors import ContractError, NotFoundError, TransientError
+from sdflow_core.records.sources import UnfitError
 from sdflow_core.records.store import Store, open_source, open_store
+from tests.hostile import bound_by_permissions
 
 
 def test_lists_recursively_in_order_with_relative_names(tmp_path: Path) -> None:
@@ -73,23 +81,26 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "gone")
     source = open_source(str(tmp_path))
     dangling, pipe = source.list()
-    with pytest.raises(NotFoundError, match="gone"):
+    with pytest.raises(NotFoundError, match="leads to no file"):
         source.read(dangling)
-    with pytest.raises(ContractError, match="not a regular file"):
+    with pytest.raises(UnfitError, match="a pipe, not a file"):
         source.read(pipe)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_without_permission(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "a.jpg").chmod(0)
     (tmp_path / "closed").mkdir(mode=0)
     source = open_source(str(tmp_path))
-    items = list(source.list())
-    assert [item.name for item in items] == ["a.jpg", "closed/"]
-    for item in items:
-        with pytest.raises(ContractError):
-            source.read(item)
+    with bound_by_permissions() as bound:
+        if not bound:
+            pytest.skip("this process may read everything, and cannot give that up")
+        items = list(source.list())
+        assert [item.name for item in items] == ["a.jpg", "closed/"]
+        for item, what in zip(items, ("read the file", "open the folder"), strict=True):
+            with pytest.raises(ContractError, match=f"no permission to {what}") as caught:
+                source.read(item)
+            assert not isinstance(caught.value, UnfitError)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -100,3 +111,91 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(ContractError):
         open_source("")
     assert list(open_source(str(tmp_path)).list()) == []
+
+
+def test_two_names_never_become_one(tmp_path: Path) -> None:
+    names = [
+        b"a\xff.jpg",
+        b"a\\xff.jpg",
+        b"a\\\xff.jpg",
+        b"a\\\\xff.jpg",
+        b"a\\b.jpg",
+        "aÿ.jpg".encode(),
+        b"%61.jpg",
+    ]
+    for name in names:
+        try:
+            (tmp_path / os.fsdecode(name)).write_bytes(name)
+        except OSError:
+            pytest.skip("this file system wants UTF-8")
+    source = open_source(str(tmp_path))
+    items = list(source.list())
+    assert {source.read(item) for item in items} == set(names)
+    assert len({item.name for item in items}) == len({item.uri for item in items}) == len(names)
+    assert {"a\\b.jpg", "aÿ.jpg", "%61.jpg"} <= {item.name for item in items}  # as they are
+    json.dumps([item.path for item in items], ensure_ascii=False).encode("utf-8")
+
+
+def test_folders_may_lie_deeper_than_python_recurses(tmp_path: Path) -> None:
+    at = tmp_path
+    for _ in range(1_100):
+        at = at / "d"
+        at.mkdir()
+    (at / "a.jpg").write_bytes(b"1")
+    source = open_source(str(tmp_path))
+    (item,) = source.list()
+    assert item.name == "d/" * 1_100 + "a.jpg" and source.read(item) == b"1"
+    (at / "a.jpg").unlink()
+    while at != tmp_path:  # pytest's own way to remove it recurses
+        at.rmdir()
+        at = at.parent
+
+
+def test_what_is_no_file_or_too_large_is_never_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "folder").symlink_to(".")
+    (tmp_path / "large.jpg").write_bytes(bytes(11))
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 10)
+    source = open_source(str(tmp_path))
+    words = ["circle", "link to a folder", "too large", "device"]
+    for item, word in zip(source.list(), words, strict=True):
+        with pytest.raises(UnfitError, match=word) as caught:
+            source.read(item)
+        assert str(tmp_path) not in str(caught.value)
+
+
+class _Tagged(MemoryFileSystem):
+    """A server that names versions, as object stores do; the tag of `large/*` is no MD5."""
+
+    protocol = "tagged"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        found = super().info(path, **kwargs)
+        if found["type"] == "file":
+            tag = hashlib.md5(self.cat_file(path)).hexdigest()
+            found = {**found, "ETag": f'"{tag}-2"' if "large" in path else f'"{tag}"'}
+        return found
+
+    def find(self, path: str, **kwargs: Any) -> Any:
+        return {name: self.info(name) for name in super().find(path)}
+
+
+def test_an_object_that_changed_after_listing_is_tried_again() -> None:
+    fsspec.register_implementation("tagged", _Tagged, clobber=True)
+    fs = fsspec.filesystem("tagged")
+    for name in ("large/a", "plain/a", "plain/b"):
+        fs.pipe_file(f"/bucket/{name}", b"first")
+    source = open_source("tagged://bucket")
+    items = list(source.list())
+    assert [source.read(item) for item in items] == [b"first"] * 3
+    fs.pipe_file("/bucket/large/a", b"other")
+    fs.pipe_file("/bucket/plain/a", b"other")
+    fs.pipe_file("/bucket/plain/b", b"longer than before")
+    for item in items:
+        with pytest.raises(TransientError, match="changed between listing and reading"):
+            source.read(item)
