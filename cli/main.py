@@ -14,7 +14,20 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import audit, decide, doctor, leftovers, models, nightly, refresh, stale, verify, why
+from cli import (
+    audit,
+    decide,
+    deploy,
+    doctor,
+    leftovers,
+    models,
+    nightly,
+    refresh,
+    stale,
+    up,
+    verify,
+    why,
+)
 from cli.output import State
 
 __all__ = ["app", "build", "main"]
@@ -35,7 +48,8 @@ def build() -> typer.Typer:
         epilog=_EPILOG,
     )
     made.callback()(_shared)
-    for noun in (decide, audit, why, stale, nightly, refresh, models, doctor, verify, leftovers):
+    nouns = (decide, audit, why, nightly, stale, refresh, models, up, deploy, doctor, verify, leftovers)
+    for noun in nouns:
         noun.register(made)
     from cli.stories import register
 

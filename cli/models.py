@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.output import result, state, table
+from cli.output import State, result, state, table
 
 if TYPE_CHECKING:
     from sdflow_core.records.store import Store
@@ -126,7 +126,6 @@ def promote(
     """Put models in force. A single model takes the place of its kind in the current bundle."""
     from sdflow_core.records.errors import ContractError
     from sdflow_core.weights.model_store import Bundle, Bundles
-    from tasks.announce import announce_promotion
 
     now = state(context)
     store = now.store()
@@ -150,20 +149,28 @@ def promote(
                 )
             bundle = joined(current, found)
     entry = bundles.promote(bundle, by, note)
-    announce_promotion(entry)
+    _announce(now, entry)
     document = {"bundle": bundle.digest, "entry": entry.number, **_digests(bundle)}
     result(now, document, f"Bundle {bundle.digest[:12]} is in force (entry {entry.number}).")
+
+
+def _announce(now: State, entry: Any) -> None:
+    """Tell the server that is up for this store, if any; nothing waits for it."""
+    from cli.server import point_to_live_server
+    from tasks.announce import announce_promotion
+
+    point_to_live_server(now.store_uri)
+    announce_promotion(entry)
 
 
 def rollback(context: typer.Context, by: _By = "", note: _Note = "") -> None:
     """Go back to the bundle that was in force before the current one."""
     from sdflow_core.weights.model_store import Bundles
-    from tasks.announce import announce_promotion
 
     now = state(context)
     _named(by, "a rollback")
     entry = Bundles(now.store()).rollback(by, note)
-    announce_promotion(entry)
+    _announce(now, entry)
     digest = str(entry.payload["digest"])
     result(now, {"bundle": digest, "entry": entry.number}, f"Bundle {digest[:12]} is in force again.")
 

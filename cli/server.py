@@ -23,6 +23,7 @@ from pathlib import Path
 from sdflow_core.records.errors import SDFlowError
 
 _START_SECONDS, _DRAIN_SECONDS, _STOP_SECONDS = 180.0, 2.0, 20.0
+_UP_SECONDS = 60.0  # that a server of `sdflow up` may take to be back
 _LOGGING = """version: 1
 disable_existing_loggers: false
 formatters: {plain: {format: "%(asctime)s %(levelname)s %(name)s %(message)s"}}
@@ -40,23 +41,13 @@ def state_folder(store_uri: str) -> Path:
     return Path(store_uri.removeprefix("file://")).expanduser().absolute() / "state"
 
 
-@contextmanager
-def prefect_server(store_uri: str) -> Generator[str]:
-    """Use the configured server (`PREFECT_API_URL`), or run one while the block lasts.
-
-    Yields:
-        Its API address.
-
-    Raises:
-        SDFlowError: It did not come up; names the log file.
-    """
-    folder = state_folder(store_uri)
-    home = folder / "prefect"
+def quiet_environment(home: Path) -> dict[str, str]:
+    """Settings under which Prefect keeps to one folder and says little; makes the folder."""
     home.mkdir(parents=True, exist_ok=True)
     (home / "profiles.toml").touch()
-    logging_file = home / "logging.yml"
+    logging_file = home / "quiet.yml"  # not logging.yml: that one Prefect would read without being told
     logging_file.write_text(_LOGGING.replace("PATH", str(home / "client.log")))
-    quiet = {
+    return {
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -67,14 +58,86 @@ def prefect_server(store_uri: str) -> Generator[str]:
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
     }
-    configured = os.environ.get("PREFECT_API_URL")
+
+
+def code_path() -> dict[str, str]:
+    """`PYTHONPATH` under which other processes import this very code, from wherever they run."""
+    root = Path(__file__).resolve().parents[1]
+    if {"site-packages", "dist-packages"} & set(root.parts):
+        return {}  # installed: it is found by itself
+    given = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": os.pathsep.join([str(root), *([given] if given else [])])}
+
+
+def live_server(store_uri: str) -> str | None:
+    """Address of the server that `sdflow up` runs for this store; waits while it is being restarted.
+
+    Raises:
+        SDFlowError: It runs, but has not answered for a while.
+    """
+    from cli.supervisor import locked, read_record, up_folder
+
+    folder = up_folder(state_folder(store_uri))
+    deadline = time.monotonic() + _UP_SECONDS
+    while locked(folder):
+        record = read_record(folder)
+        if record is not None and answers(record.url):
+            return record.url
+        if time.monotonic() > deadline:
+            raise SDFlowError(
+                "the server of `sdflow up` does not answer",
+                where=folder,
+                todo="see `sdflow status` and server.log there; `sdflow down` ends it",
+            )
+        time.sleep(0.5)
+    return None
+
+
+def point_to_live_server(store_uri: str) -> None:
+    """Let `PREFECT_API_URL` name the server of `sdflow up`, if one runs and none is named; never waits."""
+    from cli.supervisor import read_record, up_folder
+
+    record = read_record(up_folder(state_folder(store_uri)))
+    if record is not None:
+        os.environ.setdefault("PREFECT_API_URL", record.url)
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect server is ready at this address."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+@contextmanager
+def prefect_server(store_uri: str) -> Generator[str]:
+    """Use the configured server (`PREFECT_API_URL`) or that of `sdflow up`, or run one meanwhile.
+
+    Yields:
+        Its API address.
+
+    Raises:
+        SDFlowError: It did not come up; names the log file.
+    """
+    home = state_folder(store_uri) / "prefect"
+    quiet = quiet_environment(home)
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        reachable(given)
+    configured = given or live_server(store_uri)
     if configured:
-        _reachable(configured)
         os.environ.update({k: v for k, v in quiet.items() if k not in os.environ})
-        yield configured
+        os.environ["PREFECT_API_URL"] = configured
+        try:
+            yield configured
+        finally:
+            if not given:
+                os.environ.pop("PREFECT_API_URL", None)
         return
     os.environ.update(quiet)
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     log = home / "server.log"
     with log.open("ab") as out:
@@ -101,7 +164,12 @@ def prefect_server(store_uri: str) -> Generator[str]:
         _stop(server)
 
 
-def _reachable(url: str) -> None:
+def reachable(url: str) -> None:
+    """Ask a configured server for a sign of life.
+
+    Raises:
+        SDFlowError: It gives none.
+    """
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10) as answer:
             if answer.read(64).strip() == b"true":
@@ -129,21 +197,30 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
+def is_free(port: int) -> bool:
+    """Whether nobody listens on this port of the machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+        if answers(url):
+            return
+        time.sleep(0.2)
     raise SDFlowError(
         "the Prefect server did not start",
         where=log,

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.limits import device_slot
 from tasks.pretrain import pretrain_models, pretraining_config
 from tasks.reports import report
 from tasks.story import QUIET, story
@@ -21,7 +22,7 @@ def pretrain(
     parent: str = "",
 ) -> dict[str, Any]:
     """Train compact models for a domain; a killed run goes on at its last checkpoint."""
-    with story("pretrain", name, store, parent, bundle=False) as job:
+    with story("pretrain", name, store, parent, bundle=False) as job, device_slot():
         facts = pretrain_models(job, source, labels, pretraining_config(config))
         report(job, "Pretraining", facts["metrics"])
     return facts

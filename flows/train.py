@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.limits import device_slot
 from tasks.reports import report, trained
 from tasks.story import QUIET, story
 from tasks.train import promote_editor, train_editor_step, training_config
@@ -21,7 +22,7 @@ def train(
     by: str = "train",
 ) -> dict[str, Any]:
     """Train flow and semantic encoder together; a killed training goes on where it stopped."""
-    with story("train", dataset, store, parent, pinned=bundle) as job:
+    with story("train", dataset, store, parent, pinned=bundle) as job, device_slot():
         editor = train_editor_step(job, training_config(config))
         bundle = promote_editor(job, editor, by)
         facts = trained(job, editor, bundle)

@@ -16,6 +16,7 @@ from sdflow_core.weights.model_store import Bundles
 from tasks.canary import Gate, RefreshPlan, read_figures
 from tasks.ingest import ingest_shard
 from tasks.latents import invert_shard, label_shard, plan_invert, plan_label
+from tasks.limits import device_slot
 from tasks.reingest import plan_reingest
 from tasks.reports import report
 from tasks.runtime import load_bundle, settings, store_at
@@ -109,7 +110,8 @@ def retrain(job: Job, plan: RefreshPlan, policy: RefreshPolicy) -> EditorRef:
     recipe = editors_of(store, job.dataset).get(old or "")
     if config is None and recipe:
         config = load_recipe(store, recipe)["config"]
-    return train_editor_step(job, training_config(config))
+    with device_slot():
+        return train_editor_step(job, training_config(config))
 
 
 @step("finish refresh")

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
         device: Torch device.
         shard_rows: Rows a shard task takes.
         workers: Shard tasks at a time.
+        gpu_limit: Global concurrency limit of the Prefect server that guards the device; empty: none. The
+            deployments set it.
     """
 
     model_config = SettingsConfigDict(env_prefix="SDFLOW_", frozen=True, extra="ignore")
@@ -40,6 +42,7 @@ class Settings(BaseSettings):
     device: str = "cpu"
     shard_rows: int = 1000
     workers: int = 1
+    gpu_limit: str = ""
 
 
 def settings() -> Settings:

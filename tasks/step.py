@@ -20,6 +20,7 @@ from sdflow_core.records.errors import TransientError
 from sdflow_core.records.lineage import Lineage, save_recipe
 from sdflow_core.records.reconcile import close_run, open_run
 from sdflow_core.records.store import Store
+from tasks.limits import device_slot
 from tasks.recipes import Recipe
 from tasks.runtime import settings, store_at
 
@@ -151,9 +152,13 @@ def step(
 def each_shard(run_step: Any, job: Job, shards: Sequence[Any], *rest: Any) -> list[Any]:
     """Run a step for every shard, as many at a time as `SDFLOW_WORKERS` says.
 
-    Every future is asked for its result: a failing shard fails the story.
+    Every future is asked for its result: a failing shard fails the story. The device's limit, if one is
+    configured, is held for the whole batch.
     """
-    if settings().workers == 1:
-        return [run_step(job, shard, *rest) for shard in shards]
-    futures = [run_step.submit(job, shard, *rest) for shard in shards]
-    return [future.result() for future in futures]
+    if not shards:
+        return []
+    with device_slot():
+        if settings().workers == 1:
+            return [run_step(job, shard, *rest) for shard in shards]
+        futures = [run_step.submit(job, shard, *rest) for shard in shards]
+        return [future.result() for future in futures]

@@ -1,0 +1,1 @@
+"""What runs where and when. No logic: `prefect.yaml` is read by `sdflow deploy`."""
