@@ -15,6 +15,7 @@ from tasks.nightly import (
     night_facts,
     pin_bundles,
     reconcile_runs,
+    remind_of_refresh,
     with_bundle,
     write_report,
 )
@@ -31,5 +32,6 @@ def nightly(policy: NightlyPolicy, store: str = "") -> dict[str, Any]:
         parts = tuple(dataset_night(with_bundle(night, pins, part), part) for part in policy.datasets)
         report = write_report(night, policy, parts, orphans, time.perf_counter() - started)
         mirror_report(night, report.key)
+        remind_of_refresh(report)
         facts = night_facts(night, report)
     return facts

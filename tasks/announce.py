@@ -16,7 +16,7 @@ from typing import Any
 
 from sdflow_core.records.journal import Entry
 
-__all__ = ["PROMOTED", "announce_promotion", "emit"]
+__all__ = ["PROMOTED", "announce_bundle", "announce_promotion", "emit"]
 
 PROMOTED = "sdflow.bundle.promoted"
 _SECONDS = 3.0
@@ -24,9 +24,13 @@ _SECONDS = 3.0
 
 def announce_promotion(entry: Entry) -> bool:
     """Say that a bundle is in force, with payload `{"bundle": digest, "entry": number}`; see `emit`."""
-    bundle = str(entry.payload["digest"])
+    return announce_bundle(str(entry.payload["digest"]), entry.number)
+
+
+def announce_bundle(bundle: str, entry: int | None = None) -> bool:
+    """Say (again) which bundle is in force, by its digest."""
     resource = {"prefect.resource.id": f"sdflow.bundle.{bundle}", "prefect.resource.name": bundle[:12]}
-    return emit(PROMOTED, resource, {"bundle": bundle, "entry": entry.number})
+    return emit(PROMOTED, resource, {"bundle": bundle, "entry": entry})
 
 
 def emit(event: str, resource: dict[str, str], payload: dict[str, Any], seconds: float = _SECONDS) -> bool:

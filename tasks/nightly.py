@@ -21,6 +21,7 @@ from sdflow_core.records.tables import Table
 from sdflow_core.records.waiting import waiting_runs
 from sdflow_core.weights.model_store import Bundles, ModelStore
 from tasks import recipes
+from tasks.announce import announce_bundle
 from tasks.bodies import ingest_body, invert_body, label_body, queue_body
 from tasks.runtime import CALLS, check_licences, load_bundle, store_at
 from tasks.service import bundle_in_service, pinned, refresh_due
@@ -285,6 +286,14 @@ def mirror_report(run: StepRun, key: str) -> None:
         link_text=f"Night of {report['time'][:10]}",
         description="\n".join([*lines, "", *todo]),
     )
+
+
+def remind_of_refresh(report: NightReport) -> bool:
+    """Say again what is in force when datasets wait for it: the event of the promotion may have been lost.
+
+    A refresh that waits for a person finds its figures there and ends at once.
+    """
+    return bool(report.due) and announce_bundle(report.bundle_now)
 
 
 def night_facts(job: Job, report: NightReport) -> dict[str, Any]:
