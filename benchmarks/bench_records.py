@@ -179,21 +179,15 @@ def table_figures(folder: Path, rows: int) -> dict[str, Any]:
     facts["compact_digest_equal"] = (table.canonical_digest(), table.journal.canonical_digest()) == digests
     facts["table_open_compacted_ms"] = 1000 * measured(TABLE, folder, rows)
     facts["table_verified_shards"] = table.verify()
-    return {**facts, **stale_figures(store)}
+    return {**facts, **stale_figures(rows)}
 
 
-def stale_figures(store: Any) -> dict[str, Any]:
-    """Seconds to say what is stale in a table of so many rows."""
-    try:
-        from sdflow_core.records.stale import stale  # pyright: ignore
-    except ImportError:
-        print("stale: not measured, there is no sdflow_core.records.stale")
-        return {}
-    try:
-        return {"stale_seconds": timed(lambda: stale(store, "d"))[0]}  # pyright: ignore
-    except TypeError as error:
-        print(f"stale: not measured, it is called otherwise: {error}")
-        return {}
+def stale_figures(rows: int) -> dict[str, Any]:
+    """What `bench_stale.py` finds: seconds to say what is stale in tables of so many rows each."""
+    command = [sys.executable, str(ROOT / "benchmarks/bench_stale.py"), "--rows", str(rows), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return {name: value for name, value in found.items() if name != "rows"}
 
 
 def main() -> None:
