@@ -208,7 +208,7 @@ def contact_sheet(run: StepRun, edit_run: str) -> str:
         shown = "all" if len(of) == len(places) else f"{len(places)} of {len(of)} shown"
         few[f"{heading} ({len(of)} waiting, {shown})"] = [of[place] for place in places]
     title = f"Edits to review: run {edit_run}"
-    where = f"The pages beside this file show all {len(rows)} edits." if len(parts) else ""
+    where = f"All {len(rows)} edits: {page_key(document, 1)} and on." if parts else ""
     _draw(store, document, few, title, document["sheet"], where)
     return document["sheet"]
 
