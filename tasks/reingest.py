@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
+from sdflow_core.records.errors import NotFoundError
 from sdflow_core.records.sources import SourceItem, open_source
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
@@ -40,15 +42,19 @@ def read_again(store: Store, origin: Origin) -> bytes:
     Raises:
         NotFoundError: It is gone.
     """
-    return open_source(origin.uri, store).read(
-        SourceItem("", origin.uri, 0, None, None, _path(store, origin.uri))
-    )
+    return open_source(origin.uri, store).read(_listed(store, origin.uri))
 
 
-def _path(store: Store, uri: str) -> str:
-    """What a listing would have said where the file lies."""
-    full = open_source(uri, store).uri
-    return full.partition("://")[2] or full
+def _listed(store: Store, uri: str) -> SourceItem:
+    """One file as a listing of its place says; a remote one is only looked for when it is read.
+
+    Raises:
+        NotFoundError: A local file is gone.
+    """
+    folder = open_source(uri, store)
+    if "://" in folder.uri:
+        return SourceItem("", uri, 0, None, None, folder.uri.partition("://")[2])
+    return next(iter(folder.list()))
 
 
 @step("plan reingest")
@@ -78,14 +84,18 @@ def _item(store: Store, row: dict[str, Any]) -> dict[str, Any]:
     over = ended(row, today())
     consented = bool(row["consent"]) and not over
     why = over or row["reason"]
+    try:
+        listed = _listed(store, row["uri"])
+    except NotFoundError:
+        listed = SourceItem("", row["uri"], row["size_bytes"], row["mtime_ns"], None, quote(row["uri"]))
     # a version that is neither the bytes' hash nor a stand-in for it is the server's own name of them
     own = row["version"] in ("", row["image_id"]) or row["version"].startswith("unread-")
     return {
         "name": row["name"],
         "uri": row["uri"],
-        "size_bytes": row["size_bytes"],
-        "mtime_ns": row["mtime_ns"],
-        "path": _path(store, row["uri"]),
+        "size_bytes": listed.size_bytes or row["size_bytes"],
+        "mtime_ns": listed.mtime_ns or row["mtime_ns"],
+        "path": listed.path,
         "etag": None if own else row["version"],
         "source": row["uri"],
         "consent": row["consent"] if consented else "",
