@@ -281,7 +281,9 @@ def _show(document: dict[str, Any]) -> None:
         rows.append(
             (
                 "last nightly",
-                f"{last['state']} at {last['ended']}: {last['message'] or ''}" if last else "none",
+                ": ".join(filter(None, (f"{last['state']} at {last['ended']}", last["message"])))
+                if last
+                else "none",
             )
         )
         rows.append(("next nightly", f"{due['due']} ({due['state']})" if due else "NONE is scheduled"))

@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
 def why(
     context: typer.Context,
     row: Annotated[str, typer.Argument(metavar="ROW", help="A row key, its beginning, or a source's name.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="Look in this dataset only.")] = "",
 ) -> None:
     """Explain why a row was computed, reused or dropped, and whether it is stale now."""
     from dataclasses import asdict
@@ -30,5 +31,5 @@ def why(
     now = state(context)
     store = now.store()
     bundle = Bundles(store).current()
-    found = explain(store, row, wanted(bundle) if bundle else None, bundle)
+    found = explain(store, row, wanted(bundle) if bundle else None, bundle, dataset)
     result(now, asdict(found), found.text)

@@ -146,7 +146,14 @@ class ConsentList:
             NotFoundError: There is nothing.
         """
         folder = open_source(uri, store)
-        items = list(folder.list())
+        try:
+            items = list(folder.list())
+        except NotFoundError:
+            raise NotFoundError(
+                "the consent list does not exist",
+                where=uri,
+                todo="check --consent, or `consent` in the policy",
+            ) from None
         if (
             len(items) != 1
             or items[0].path.rstrip("/").rpartition("/")[2] != uri.rstrip("/").rpartition("/")[2]

@@ -6,6 +6,7 @@ never a row. Needs neither models nor torch, so that a form can be made of it an
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -180,7 +181,7 @@ def load_policy(path: str | Path) -> NightlyPolicy:
         NotFoundError: There is no such file.
         ContractError: It is no TOML, or no policy: names each field, the reason and the bound.
     """
-    file = Path(path).expanduser().absolute()
+    file = Path(os.path.abspath(Path(path).expanduser()))
     try:
         text = file.read_text("utf-8")
         document = tomllib.loads(text)

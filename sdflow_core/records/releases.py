@@ -33,6 +33,7 @@ __all__ = [
     "release",
     "releases",
     "revoked",
+    "withheld_by_consent",
 ]
 
 EDIT_ID_KEYWORD = "sdflow:edit_id"
@@ -151,6 +152,17 @@ def check_release(store: Store, edit_run: str, target_uri: str, *, today: date |
     edits = load_edit_run(store, edit_run)
     _target(store, target_uri)
     return len(_choose(store, edits, today or datetime.now(UTC).date())[0])
+
+
+def withheld_by_consent(store: Store, dataset: str, day: date | None = None) -> dict[str, str]:
+    """Edits of a dataset that no consent lets leave today, each with the reason."""
+    table = Table(store, dataset, "edits")
+    if not table.recipes():
+        return {}
+    rows = cast("list[dict[str, Any]]", table.read(columns=["row_key", "source_id", "request"]).to_pylist())
+    consents, now = _consents(store, dataset), day or datetime.now(UTC).date()
+    why = {str(row["row_key"]): _refusal(consents.get(str(row["source_id"])), row, now) for row in rows}
+    return {key: reason for key, reason in why.items() if reason}
 
 
 def revoked(store: Store) -> list[tuple[Release, ReleasedOutput, Decision]]:

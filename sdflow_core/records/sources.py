@@ -74,7 +74,9 @@ class SourceFolder:
             return
         root = Path(self.uri)
         if not root.exists():
-            raise NotFoundError("the source folder does not exist", where=root, todo="check the path")
+            raise NotFoundError(
+                "the source folder does not exist", where=root, todo="check the path of the source"
+            )
         if root.is_file():
             yield self._item(root.name, root)
             return
@@ -280,7 +282,7 @@ def open_source(uri: str, store: Store | None = None) -> SourceFolder:
     if not uri:
         raise ContractError("the source has no address", todo="name a folder or a prefix")
     if "://" not in uri:
-        uri = str(Path(uri).expanduser().absolute())
+        uri = os.path.abspath(Path(uri).expanduser())  # `a/../b` and `b` are one place, and one uri
         if store is None or isinstance(store, LocalStore):
             return SourceFolder(uri, store)
         return SourceFolder(uri, None)

@@ -289,7 +289,8 @@ def _edit(
         values = zip(_first_inputs(rows), *(_column(rows, name) for name in names), strict=True)
         for code, key, source, request, run in values:
             current = same and code in codes
-            if not current:
+            # a current model's edit of a face that has dropped out is not the work of older models
+            if not current and (not same or source in sources):
                 older.add(key)
                 runs[run] += 1
             if source in sources and pairs.get((source, request)) != "":

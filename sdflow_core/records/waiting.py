@@ -8,7 +8,7 @@ from typing import cast
 
 from .config import Config
 from .decisions import Decision, EditRun, decisions_of, edit_runs
-from .releases import releases
+from .releases import releases, withheld_by_consent
 from .store import Store
 from .tables import Table
 
@@ -22,7 +22,8 @@ class WaitingRun(Config):
         edit_run: Its id.
         dataset: Whose images.
         time: When it was planned (ISO 8601, UTC).
-        undecided: Edits that wait and that nobody decided about, in this run or another.
+        undecided: Edits that wait and that nobody decided about, in this run or another. Those that no
+            consent lets leave any more are not counted, here and below.
         unpublished: Edits that this run's decisions approve and that no release holds.
         missing: Announced edits that were never rendered; while there are any, nothing can be decided.
     """
@@ -63,8 +64,10 @@ def waiting_runs(store: Store, datasets: Sequence[str]) -> list[WaitingRun]:
     found: list[WaitingRun] = []
     for dataset in sorted({run.dataset for run in runs}):
         status = _status(store, dataset)
+        # nobody need look at what may not leave whatever is decided
+        barred = withheld_by_consent(store, dataset)
         for run in (run for run in runs if run.dataset == dataset):
-            waiting = [key for key in run.edit_ids if status.get(key) == "waiting"]
+            waiting = [key for key in run.edit_ids if status.get(key) == "waiting" and key not in barred]
             one = WaitingRun(
                 edit_run=run.edit_run,
                 dataset=dataset,

@@ -70,6 +70,7 @@ def why(
     query: str,
     wanted: Mapping[str, RecipeDocument] | None = None,
     bundle: Bundle | None = None,
+    dataset: str = "",
 ) -> Explanation:
     """Explains one row.
 
@@ -78,6 +79,7 @@ def why(
         query: A row key, a unique beginning of one, or the id or the name of a source.
         wanted: Step -> the recipe wanted now; with it the explanation says whether the row is stale.
         bundle: The bundle that these recipes belong to.
+        dataset: Look in this dataset only.
 
     Raises:
         NotFoundError: Nothing like this is known.
@@ -91,14 +93,17 @@ def why(
         found = [hit for hit in _row_keys(store) if hit[2].startswith(query.lower())]
     if not found:
         found = _of_source(store, query)
+    if dataset:
+        found = [hit for hit in found if hit[0] == dataset]
     if not found:
         todo = "check --store; rows are named in the tables, by `sdflow audit` and in the contact sheet"
         if len(query) < MIN_PREFIX:
             todo = f"give at least {MIN_PREFIX} digits of a row key, or the name of a source"
         raise NotFoundError("this row is not known here", found=query, where=store.uri, todo=todo)
     if len(found) > 1:
-        shown = ", ".join(f"{table} {key[:_SHOWN]}" for _, table, key in found[:5])
-        raise ContractError("several rows begin like this", found=shown, todo="give more digits")
+        shown = ", ".join(f"{table} {key[:_SHOWN]} of dataset {name}" for name, table, key in found[:5])
+        todo = "give more digits, or --dataset where datasets share a file"
+        raise ContractError("several rows are meant by this", found=shown, todo=todo)
     told = _explain(store, *found[0])
     if wanted is None:
         return told
@@ -170,6 +175,8 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
         f"Recipe {recipe}" + _recipe_words(document),
         "Inputs: " + ("; ".join(f"{item['key'][:40]} ({item['is']})" for item in inputs) or "none") + ".",
     ]
+    if table == "sources":
+        lines += _edits_of(store, dataset, str(row["source_id"]))
     if reused:
         lines += [f"Run {item.run} ({item.job}, {item.time}) {item.how}." for item in reused]
     else:
@@ -191,6 +198,24 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
         reused_by=reused,
         text="\n".join(lines),
     )
+
+
+def _edits_of(store: Store, dataset: str, source_id: str) -> list[str]:
+    """What was made of a source, and where it went: whom to call back when a consent is withdrawn."""
+    edits = Table(store, dataset, "edits")
+    if not edits.recipes():
+        return []
+    rows = edits.read(columns=["row_key", "source_id", "status"]).to_pylist()
+    left: dict[str, list[str]] = {}
+    for item in releases(store):
+        for out in item.outputs:
+            left.setdefault(out.edit_id, []).append(out.uri)
+    return [
+        f"Edit {row['row_key']} was made of it ({row['status']})"
+        + (f" and released to {', '.join(left[row['row_key']])}." if row["row_key"] in left else ".")
+        for row in cast("list[dict[str, Any]]", rows)
+        if row["source_id"] == source_id
+    ]
 
 
 def _decided(store: Store, row: dict[str, Any]) -> str:
@@ -258,7 +283,8 @@ def _reuses(
         if since is not None and event["eventTime"] < since:
             continue
         places = [str(item["uri"]) for item in event["outputs"] if "uri" in item]
-        if places and not any(f"{place}{table}" in uri for uri in places):
+        # A plan that found work names no place: the shards that did the work do, each for itself.
+        if not any(f"{place}{table}" in uri for uri in places):
             continue
         if event["eventType"] == "REUSED":
             how = "found everything it needed already computed and used it again"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
 import pytest
 
 from sdflow_core.records.consent import ConsentList, subject_hmac
-from sdflow_core.records.errors import ContractError
+from sdflow_core.records.errors import ContractError, NotFoundError
 from sdflow_core.records.store import Store, open_store
 
 TODAY = date(2026, 6, 1)
@@ -122,3 +123,11 @@ def test_lines_that_do_nothing_are_named() -> None:
     assert consents.unused(["ann.jpg", "old.jpg", "team/xa.jpg"]) == [6, 7]
     assert consents.unused([]) == [2, 3, 5, 6, 7]
     assert consents.unknown_attributes(["smiling"]) == ["young"]
+
+
+def test_a_list_that_is_not_there_is_named_as_the_list(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="the consent list does not exist"):
+        ConsentList.load(str(tmp_path / "none.csv"))
+    (tmp_path / "two").mkdir()
+    with pytest.raises(ContractError, match="one CSV file"):
+        ConsentList.load(str(tmp_path / "two"))

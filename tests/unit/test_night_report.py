@@ -16,7 +16,7 @@ from sdflow_core.records.night_report import ClosedRun, DatasetNight, Edits, Nig
 from sdflow_core.records.releases import release
 from sdflow_core.records.store import Store
 from sdflow_core.records.waiting import WaitingRun, waiting_runs
-from tests.edited import EDIT_RUN, make_edits
+from tests.edited import EDIT_RUN, consent_again, make_edits
 
 NASTY = "<script>alert('x')</script>&"
 VOID = {"meta", "img", "br", "link"}
@@ -186,3 +186,15 @@ def test_what_waits_from_planned_to_published(store: Store) -> None:
     decide(store, EDIT_RUN, reject=[made.edit_ids[2]], who="ann")
     assert waiting_runs(store, ["people"]) == []
     assert waiting_runs(store, ["others"]) == []
+
+
+def test_nobody_is_asked_about_what_no_consent_lets_leave(store: Store) -> None:
+    made = make_edits(store, 4)
+    consent_again(store, made, 0, expires="2020-01-01")
+    (one,) = waiting_runs(store, ["people"])
+    assert (one.undecided, one.unpublished) == (2, 0)
+    decide(store, EDIT_RUN, approve="all", who="ann")
+    (one,) = waiting_runs(store, ["people"])
+    assert (one.undecided, one.unpublished) == (0, 2)
+    release(store, EDIT_RUN, "store:released", "run")
+    assert waiting_runs(store, ["people"]) == []

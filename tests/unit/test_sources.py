@@ -199,3 +199,12 @@ def test_an_object_that_changed_after_listing_is_tried_again() -> None:
     for item in items:
         with pytest.raises(TransientError, match="changed between listing and reading"):
             source.read(item)
+
+
+def test_one_place_has_one_uri_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(b"x")
+    monkeypatch.chdir(photos)
+    spelled = (str(photos), "../photos", f"{photos}/../photos/", ".", f"file://{photos}")
+    assert len({item.uri for uri in spelled for item in open_source(uri).list()}) == 1

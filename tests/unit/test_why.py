@@ -92,3 +92,24 @@ def test_what_is_not_known_is_said(store: Store, query: str, kind: type[Exceptio
     make_edits(store)
     with pytest.raises(kind, match=words):
         why(store, query)
+
+
+def test_a_source_names_what_was_made_of_it_and_where_it_went(store: Store, tmp_path: Path) -> None:
+    made = make_edits(store)
+    decide(store, made.edit_run, approve=made.waiting[:1], who="ann")
+    done = release(store, made.edit_run, str(tmp_path / "out"), "run")
+    assert f"released to {done.outputs[0].uri}" in why(store, "person-0.png").text
+    text = why(store, "person-1.png", dataset="people").text
+    assert made.edit_ids[1] in text and "released" not in text
+    with pytest.raises(NotFoundError):
+        why(store, "person-1.png", dataset="others")
+
+
+def test_runs_of_other_datasets_have_not_used_a_row(store: Store) -> None:
+    made = make_edits(store)
+    recipe = why(store, made.rows["latents"]).recipe
+    Lineage(store).emit(
+        "COMPLETE", run="plan", job="plan invert", parent="night", inputs=[], outputs=[], recipe=recipe,
+        bundle=None, config=None,
+    )  # fmt: skip
+    assert why(store, made.rows["latents"]).reused_by == []
