@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.events.schemas.automations import AutomationCore
 
+    from sdflow_core.records.policy import NightlyPolicy
+    from sdflow_core.records.store import Store
+
 __all__ = ["register", "source"]
 
 _NIGHTLY = "nightly"
@@ -56,7 +59,9 @@ def deploy(
     if policy is not None:
         from sdflow_core.records.policy import load_policy
 
-        given = load_policy(policy).model_dump(mode="json", exclude_none=True)
+        checked = load_policy(policy)
+        _check_attributes(store, checked)
+        given = checked.model_dump(mode="json", exclude_none=True)
     _check_when(cron, timezone)
     if not os.environ.get("PREFECT_API_URL") and live_server(now.store_uri) is None:
         raise ContractError(
@@ -68,6 +73,7 @@ def deploy(
         bar = stack.enter_context(progress(now, "deploying", 3, unit="steps"))
         from prefect.client.orchestration import get_client
 
+        _check_cron(cron)
         client = stack.enter_context(get_client(sync_client=True))
         plan = source()
         held = _held(client)
@@ -116,6 +122,41 @@ def _check_when(cron: str | None, timezone: str | None) -> None:
     if cron is not None and len(cron.split()) != 5:
         raise ContractError(
             "this is no cron", expected="minute hour day month weekday", found=cron, where="--cron"
+        )
+
+
+def _check_cron(cron: str | None) -> None:
+    """As Prefect reads it, before anything is changed on the server."""
+    from prefect.client.schemas.schedules import CronSchedule
+
+    from sdflow_core.records.errors import ContractError
+
+    if cron is None:
+        return
+    try:
+        CronSchedule(cron=cron)
+    except ValueError:
+        raise ContractError(
+            "this is no cron",
+            expected="minute hour day month weekday, such as '0 2 * * *'",
+            found=cron,
+            where="--cron",
+        ) from None
+
+
+def _check_attributes(store: Store, policy: NightlyPolicy) -> None:
+    """Refuse today what would break the night, where models are in force already."""
+    from sdflow_core.records.errors import ContractError
+    from sdflow_core.weights.model_store import Bundles
+
+    bundle = Bundles(store).current()
+    asked = {name for part in policy.datasets for request in part.requests for name in request}
+    unknown = sorted(asked - set(bundle.attributes)) if bundle is not None else []
+    if bundle is not None and unknown:
+        raise ContractError(
+            f"the policy asks for {', '.join(unknown)}, which the models in force do not know",
+            expected=f"one of {', '.join(bundle.attributes)}",
+            todo="correct the policy, or promote models that know it",
         )
 
 

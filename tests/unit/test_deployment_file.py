@@ -100,3 +100,13 @@ def test_what_cannot_be_deployed_says_why(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert command.app(["deploy", *words]) == 2
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cron", ["0 99 * * *", "every night at two o'clock", "* * * *"])
+def test_a_cron_that_prefect_would_refuse_is_refused_by_name(cron: str) -> None:
+    from cli.deploy import _check_cron  # pyright: ignore[reportPrivateUsage]
+    from sdflow_core.records.errors import ContractError
+
+    with pytest.raises(ContractError, match="no cron") as caught:
+        _check_cron(cron)
+    assert cron in str(caught.value)
