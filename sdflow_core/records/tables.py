@@ -59,7 +59,12 @@ class Table:
             or "/" in name
             or any(part in ("", ".", "..") for part in dataset.split("/"))
         ):
-            raise ContractError("a dataset or table has no usable name", found=f"{dataset!r}, {name!r}")
+            raise ContractError(
+                "a dataset or table has no usable name",
+                expected="a name, or several joined by /, none of them empty, . or ..",
+                found=repr(dataset if name and "/" not in name else name),
+                todo="choose another name",
+            )
         self.store = store
         self.dataset = dataset
         self.name = name
