@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.edit import QueuePlan, edit_config, edit_shard, plan_edit, plan_queue, variants_of
-from tasks.ingest import ingest_shard, plan_ingest
+from tasks.edit import edit_shard
+from tasks.edit_plan import QueuePlan, edit_config, plan_edit, plan_queue, variants_of
+from tasks.ingest import ingest_shard
+from tasks.ingest_plan import plan_ingest
 from tasks.latents import invert_shard, label_shard, plan_invert, plan_label
 from tasks.reports import contact_sheet, counted, edit_run_document, edited, planned
 from tasks.runtime import store_at

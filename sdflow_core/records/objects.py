@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
 from .errors import ContractError, NotFoundError, SDFlowError, TransientError
 
-__all__ = ["TEMPORARY", "LocalStore", "RemoteStore", "Stat", "Store", "filesystem", "open_store"]
+__all__ = ["TEMPORARY", "LocalStore", "Stat", "Store", "open_store"]
 
 TEMPORARY = ".tmp-"  # how names of half-written files begin; `list` passes over them
 _TODO_WRITE = "choose a store that can be written with --store or SDFLOW_STORE, or change its permissions"
@@ -111,11 +111,13 @@ def open_store(uri: str) -> Store:
     if uri.startswith("file://"):
         return LocalStore(uri.removeprefix("file://"))
     if "://" in uri:
+        from .remote import RemoteStore  # it builds on this module
+
         return RemoteStore(uri)
     return LocalStore(uri)
 
 
-def _checked(key: str) -> str:
+def checked_key(key: str) -> str:
     parts = key.split("/")
     if (
         not key
@@ -130,7 +132,7 @@ def _checked(key: str) -> str:
     return key
 
 
-def _write_error(error: OSError, where: str) -> SDFlowError:
+def write_error(error: OSError, where: str) -> SDFlowError:
     """The right kind of error for a failed write."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in _TRANSIENT or isinstance(error, ConnectionError | TimeoutError):
@@ -139,7 +141,7 @@ def _write_error(error: OSError, where: str) -> SDFlowError:
     return ContractError("the store cannot be written", found=reason, where=where, todo=todo)
 
 
-def _read_error(error: OSError, where: str) -> SDFlowError:
+def read_error(error: OSError, where: str) -> SDFlowError:
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return NotFoundError("there is no such object in the store", where=where)
     reason = error.strerror or str(error) or type(error).__name__
@@ -156,7 +158,7 @@ class LocalStore(Store):
         self.uri = str(self.root)
 
     def _path(self, key: str) -> Path:
-        return self.root / _checked(key)
+        return self.root / checked_key(key)
 
     def url(self, key: str) -> str:
         return str(self._path(key))
@@ -165,7 +167,7 @@ class LocalStore(Store):
         try:
             return self._path(key).read_bytes()
         except OSError as error:
-            raise _read_error(error, self.url(key)) from error
+            raise read_error(error, self.url(key)) from error
 
     def _temporary(self, path: Path, data: bytes, durable: bool = True) -> Path:
         """Writes the bytes beside their place, under a name that `list` passes over."""
@@ -201,7 +203,7 @@ class LocalStore(Store):
             _sync_folder(path.parent)
             return True
         except OSError as error:
-            raise _write_error(error, str(path)) from error
+            raise write_error(error, str(path)) from error
 
     def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
         path = self._path(key)
@@ -210,7 +212,7 @@ class LocalStore(Store):
             if durable:
                 _sync_folder(path.parent)
         except OSError as error:
-            raise _write_error(error, str(path)) from error
+            raise write_error(error, str(path)) from error
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
@@ -219,7 +221,7 @@ class LocalStore(Store):
         try:
             found = self._path(key).stat()
         except OSError as error:
-            raise _read_error(error, self.url(key)) from error
+            raise read_error(error, self.url(key)) from error
         if not stat_module.S_ISREG(found.st_mode):
             raise NotFoundError("there is no such object in the store", where=self.url(key))
         return Stat(found.st_size, found.st_mtime_ns, f"{found.st_mtime_ns:x}-{found.st_size:x}")
@@ -227,7 +229,7 @@ class LocalStore(Store):
     def list(self, prefix: str = "") -> Iterator[str]:
         folder = prefix.rpartition("/")[0]
         if folder:
-            _checked(folder)
+            checked_key(folder)
         yield from _walk(self.root / folder, f"{folder}/" if folder else "", prefix)
 
     def delete(self, key: str) -> None:
@@ -236,13 +238,13 @@ class LocalStore(Store):
         except NotADirectoryError:
             return
         except OSError as error:
-            raise _write_error(error, self.url(key)) from error
+            raise write_error(error, self.url(key)) from error
 
     def open_input(self, key: str) -> BinaryIO:
         try:
             return self._path(key).open("rb")
         except OSError as error:
-            raise _read_error(error, self.url(key)) from error
+            raise read_error(error, self.url(key)) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -265,7 +267,7 @@ def _walk(folder: Path, at: str, prefix: str) -> Iterator[str]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise _read_error(error, str(folder)) from error
+        raise read_error(error, str(folder)) from error
     # A folder sorts as "name/", so that the order is that of whole keys, as object stores list them.
     for name, is_folder in sorted(entries, key=lambda item: item[0] + "/" if item[1] else item[0]):
         key = at + name
@@ -275,124 +277,3 @@ def _walk(folder: Path, at: str, prefix: str) -> Iterator[str]:
                 yield from _walk(folder / name, inside, prefix)
         elif key.startswith(prefix):
             yield key
-
-
-def filesystem(uri: str) -> Any:
-    """The fsspec file system of an address, with settings that were measured to be sane."""
-    import fsspec
-
-    scheme = uri.partition("://")[0]
-    options: dict[str, Any] = {}
-    if scheme in ("s3", "s3a"):
-        # Listings must not be cached (others write), one GET needs no HEAD before it (max_concurrency=1), and
-        # the client's own retries times s3fs' retries made 25 requests of one permanent 503.
-        options = {
-            "use_listings_cache": False,
-            "max_concurrency": 1,
-            "config_kwargs": {
-                "max_pool_connections": 32,
-                "retries": {"mode": "standard", "total_max_attempts": 3},
-            },
-        }
-    try:
-        return fsspec.filesystem(scheme, **options)
-    except (ImportError, ValueError) as error:
-        raise ContractError(
-            "this kind of store is not available",
-            found=f"{scheme}:// ({error})",
-            todo="install its client, for S3: pip install 'sdflow-pipeline[s3]'",
-        ) from error
-
-
-class RemoteStore(Store):
-    """Any other fsspec file system, built lazily and once a process: clients are not fork-safe."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/")
-        self._root = self.uri.partition("://")[2]
-        self._built: tuple[int, Any] | None = None
-
-    @property
-    def _fs(self) -> Any:
-        if self._built is None or self._built[0] != os.getpid():
-            self._built = (os.getpid(), filesystem(self.uri))
-        return self._built[1]
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{_checked(key)}"
-
-    def url(self, key: str) -> str:
-        return f"{self.uri}/{_checked(key)}"
-
-    def read(self, key: str) -> bytes:
-        try:
-            return cast(bytes, self._fs.cat_file(self._path(key)))
-        except OSError as error:
-            raise _read_error(error, self.url(key)) from error
-
-    def create(self, key: str, data: bytes) -> bool:
-        try:
-            self._fs.pipe_file(self._path(key), data, mode="create")
-            return True
-        except FileExistsError:
-            return False
-        except OSError as error:
-            # S3 answers 412 Precondition Failed, which s3fs turns into EINVAL.
-            if error.errno == errno.EINVAL and self.exists(key):
-                return False
-            raise _write_error(error, self.url(key)) from error
-
-    def put(self, key: str, data: bytes, *, durable: bool = True) -> None:
-        try:
-            self._fs.pipe_file(self._path(key), data)
-        except OSError as error:
-            raise _write_error(error, self.url(key)) from error
-
-    def exists(self, key: str) -> bool:
-        try:
-            self.stat(key)
-        except NotFoundError:
-            return False
-        return True
-
-    def stat(self, key: str) -> Stat:
-        try:
-            info = cast(dict[str, Any], self._fs.info(self._path(key)))
-        except OSError as error:
-            raise _read_error(error, self.url(key)) from error
-        if info.get("type") == "directory":
-            raise NotFoundError("there is no such object in the store", where=self.url(key))
-        modified: Any = info.get("LastModified") or info.get("created") or info.get("mtime")
-        seconds = modified.timestamp() if hasattr(modified, "timestamp") else modified
-        mtime_ns = int(float(seconds) * 1e9) if seconds is not None else None
-        size_bytes = int(info.get("size") or 0)
-        return Stat(size_bytes, mtime_ns, str(info.get("ETag") or f"{mtime_ns}-{size_bytes}").strip('"'))
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        folder = prefix.rpartition("/")[0]
-        at = f"{self._root}/{_checked(folder)}" if folder else self._root
-        try:
-            paths = cast("list[str]", self._fs.find(at))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _read_error(error, self.uri) from error
-        start = self._root.strip("/") + "/"
-        for path in sorted(path.lstrip("/") for path in paths):
-            key = path.removeprefix(start)
-            if key.startswith(prefix):
-                yield key
-
-    def delete(self, key: str) -> None:
-        try:
-            self._fs.rm_file(self._path(key))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _write_error(error, self.url(key)) from error
-
-    def open_input(self, key: str) -> BinaryIO:
-        try:
-            return cast(BinaryIO, self._fs.open(self._path(key), "rb"))
-        except OSError as error:
-            raise _read_error(error, self.url(key)) from error

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from .errors import ContractError, NotFoundError, SDFlowError, TransientError
-from .objects import LocalStore, Store, filesystem
+from .objects import LocalStore, Store
+from .remote import filesystem
 
 __all__ = ["MAX_FILE_BYTES", "SourceFolder", "SourceItem", "UnfitError", "open_source"]
 

