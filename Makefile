@@ -1,4 +1,4 @@
-# demo  test  check  bench  clean. Each makes .venv and installs into it when pyproject or constraints are newer.
+# demo  test  test-long  s3  check  bench  clean. Each makes .venv and installs into it when pyproject or constraints are newer.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: demo test check bench clean install
+.PHONY: demo test test-long s3 check bench clean install
 
 install: $(STAMP)
 
@@ -19,14 +19,23 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[dev,s3]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[dev,s3,ray]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements-s3-server.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/sdflow demo
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not long"
+
+# everything, with the full forms of the S3, crash and Ray suites: hours, not minutes
+test-long: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --timeout 3600
+
+# an S3 server on this machine, without containers; Ctrl-C ends it
+s3: $(STAMP)
+	$(BIN)/python -m tests.s3_server
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sdflow_core.records.store import Store, open_store
+from tests.s3_server import S3Server
 
 # Before any library with threads is imported: the tests run several processes on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -61,6 +63,32 @@ def _seeded() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server for all tests of this process."""
+    from tests.s3_server import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, named by the environment; buckets `faces` and `store`: take a prefix of your own."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
+def s3_prefix() -> str:
+    """A prefix that no other test uses."""
+    return f"t-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture

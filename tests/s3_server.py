@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -17,12 +18,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _START_SECONDS = 60.0
-_SERVICES = ("s3", "master", "filer", "volume", "admin", "webdav")
+_SERVICES = ("s3", "master", "filer", "volume", "admin")
 KEY, SECRET = "sdflow-test-key", "sdflow-test-secret-not-for-logs"
 
 
@@ -97,14 +98,23 @@ class S3Server:
             f"-s3.config={config}",
             "-s3.autoCreateBucket=false",
             "-s3.allowDeleteBucketNotEmpty=false",
+            "-webdav=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
             f"-metricsPort={self._metrics}",
-            *(f"-{'admin' if name == 'admin' else name}.port={port}" for name, port in self._ports.items()),
-            *(f"-{name}.port.grpc={port}" for name, port in self._grpc.items() if name != "webdav"),
+            *(f"-{name}.port={port}" for name, port in self._ports.items()),
+            *(f"-{name}.port.grpc={port}" for name, port in self._grpc.items()),
         ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                command, cwd=self.folder, stdout=out, stderr=out, env=environment, start_new_session=True
+                command,
+                cwd=self.folder,
+                stdout=out,
+                stderr=out,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self._wait()
         for bucket in self.buckets:
@@ -168,13 +178,17 @@ class S3Server:
         if self._process is None:
             return
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(3)
-        except subprocess.TimeoutExpired:
-            pass
         if self._process.poll() is None:
             self.kill()
         self._process = None
+
+
+def _end_with_parent() -> None:
+    # a killed test run must leave no server behind (Linux)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
 
 
 def _described(one: Identity) -> dict[str, object]:
@@ -220,10 +234,8 @@ def main() -> None:
         for name, value in server.environment().items():
             print(f"export {name}={value}", flush=True)
         print(f"# buckets: {', '.join(server.buckets)}; data in {folder}; Ctrl-C ends it", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             signal.pause()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":
