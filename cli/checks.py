@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sdflow_core.records.addresses import checked_address
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.store import Store
 
@@ -29,6 +30,8 @@ def before_ingest(store: Store, dataset: str, source: str, consent: str) -> None
     from sdflow_core.records.sources import open_source
 
     dataset_name(store, dataset)
+    checked_address(source, "source")
+    checked_address(consent, "consent list")
     _bundle(store)
     ConsentList.load(consent, store)
     if next(iter(open_source(source, store).list()), None) is None:

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -39,7 +38,7 @@ def register(app: typer.Typer) -> None:
 def deploy(
     context: typer.Context,
     policy: Annotated[
-        Path | None, typer.Option("--policy", metavar="POLICY.toml", help="What every night does.")
+        str | None, typer.Option("--policy", metavar="POLICY.toml", help="What every night does.")
     ] = None,
     cron: Annotated[str | None, typer.Option("--cron", help="When, e.g. '0 2 * * *'.")] = None,
     timezone: Annotated[

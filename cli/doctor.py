@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+CLOCKS_SECONDS = 30.0  # a lease is given up after 120
 FREE_BYTES = 2 * 10**9  # a demo needs about a tenth of it
 _PREFECT_SECONDS = 120
 
@@ -46,6 +49,7 @@ def doctor(
         _versions,
         _writable,
         _disk,
+        _far_away,
         _models,
         _licences,
         _journals,
@@ -103,15 +107,53 @@ def _disk(store: Store) -> Iterator[Check]:
     import shutil
     from pathlib import Path
 
-    if "://" in store.uri:
-        yield Check("disk", True, "the store is remote")
-        return
-    folder = Path(store.uri)
+    from cli.server import state_folder
+    from sdflow_core.records.addresses import is_remote
+
+    folder = at = state_folder(store.uri) if is_remote(store.uri) else Path(store.uri)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     enough = free >= FREE_BYTES
-    yield Check("disk", enough, f"{free / 1e9:.1f} GB free", "" if enough else "free 2 GB")
+    of = f" in {at}, where server and logs are; the store is elsewhere" if is_remote(store.uri) else ""
+    yield Check("disk", enough, f"{free / 1e9:.1f} GB free{of}", "" if enough else "free 2 GB")
+
+
+def _far_away(store: Store) -> Iterator[Check]:
+    """What a folder cannot have wrong: a clock of its own, and strangers who may read."""
+    from sdflow_core.records.addresses import is_remote
+
+    if not is_remote(store.uri):
+        return
+    key = f"tmp/probe-{uuid.uuid4().hex}"
+    store.create(key, b"probe")
+    try:
+        now, there = time.time(), store.stat(key).mtime_ns
+        yield from _strangers(store, key)
+    finally:
+        store.delete(key)
+    if there is not None:
+        apart = abs(now - there / 1e9)
+        good = apart < CLOCKS_SECONDS
+        todo = "" if good else "set the clocks (NTP): leases of other machines and ages are read by them"
+        yield Check("clock", good, f"{apart:.0f} s apart from the store's", todo)
+
+
+def _strangers(store: Store, key: str) -> Iterator[Check]:
+    """Whether somebody without credentials can read what lies under `private/`."""
+    import fsspec
+
+    scheme = store.uri.partition("://")[0]
+    if scheme not in ("s3", "s3a"):
+        return
+    fs: Any = fsspec.filesystem(scheme, anon=True, use_listings_cache=False, skip_instance_cache=True)
+    try:
+        fs.cat_file(store.url(key))
+    except OSError:  # refused, as it should be; or not answered, which other checks notice
+        yield Check("access", True, "refused to who has no credentials")
+        return
+    todo = "block public access to this bucket (policy and ACL): everything under private/ is personal data"
+    yield Check("access", False, "ANYBODY can read this bucket", todo)
 
 
 def _models(store: Store) -> Iterator[Check]:
@@ -151,10 +193,10 @@ def _released(store: Store) -> Iterator[Check]:
 def _licences(store: Store) -> Iterator[Check]:
     from sdflow_core.weights.model_store import Licences, ModelStore
 
-    licences = Licences(store)
+    licences = Licences(store).all()
     needed = sorted({str(card["licence_id"]) for card in ModelStore(store).list() if card.get("licence_id")})
     for licence in needed:
-        accepted = licences.accepted(licence)
+        accepted = licence in licences
         # Not accepted is a state, not a fault: the models are refused when they are used.
         todo = "" if accepted else f"`sdflow models accept-licence {licence} --by NAME`"
         yield Check("licence", True, f"{licence}: {'accepted' if accepted else 'NOT accepted'}", todo)

@@ -19,6 +19,7 @@ from cli import (
     decide,
     deploy,
     doctor,
+    fetch,
     leftovers,
     models,
     nightly,
@@ -48,7 +49,21 @@ def build() -> typer.Typer:
         epilog=_EPILOG,
     )
     made.callback()(_shared)
-    nouns = (decide, audit, why, nightly, stale, refresh, models, up, deploy, doctor, verify, leftovers)
+    nouns = (
+        decide,
+        audit,
+        why,
+        fetch,
+        nightly,
+        stale,
+        refresh,
+        models,
+        up,
+        deploy,
+        doctor,
+        verify,
+        leftovers,
+    )
     for noun in nouns:
         noun.register(made)
     from cli.stories import register
@@ -64,7 +79,9 @@ def _shared(
     ] = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
 ) -> None:
-    context.obj = State(store, as_json)
+    from sdflow_core.records.addresses import checked_address
+
+    context.obj = State(checked_address(store, "store"), as_json)
 
 
 def _hoisted(arguments: Sequence[str]) -> list[str]:

@@ -41,7 +41,7 @@ def list_models(context: typer.Context) -> None:
     cards = ModelStore(store).list()
     bundles = Bundles(store)
     current, history = bundles.current(), bundles.history()
-    used = _digests(current)
+    used, accepted = _digests(current), Licences(store).all()
     models: list[dict[str, Any]] = [
         {
             "kind": card["kind"],
@@ -49,7 +49,7 @@ def list_models(context: typer.Context) -> None:
             "in_force": used.get(str(card["kind"])) == card["digest"],
             "title": card.get("title"),
             "licence": card.get("licence_id") or card.get("licence"),
-            "accepted": Licences(store).accepted(card["licence_id"]) if card.get("licence_id") else True,
+            "accepted": not card.get("licence_id") or card["licence_id"] in accepted,
             "size_bytes": card["size_bytes"],
         }
         for card in cards

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.fetch import hint
 from cli.output import result, state, table
 from cli.stories import run_flow
 
@@ -60,3 +61,6 @@ def _show(facts: dict[str, Any]) -> None:
         if step["command"]:
             print(f"  {step['command']}")
     print(f"Report: {facts['report']}")
+    said = hint(facts["report"])
+    if said:
+        print(said)

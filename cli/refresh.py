@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.fetch import hint
 from cli.output import State, progress, result, state, table
 
 if TYPE_CHECKING:
@@ -91,21 +92,21 @@ def read_policy(path: str) -> RefreshPolicy:
     """
     import json
     import tomllib
-    from pathlib import Path
 
     from pydantic import ValidationError
 
     from sdflow_core.records.errors import ContractError
+    from sdflow_core.records.policy import read_policy_text
     from sdflow_core.records.refreshes import RefreshPolicy
 
+    text, _ = read_policy_text(path)
     try:
-        text = Path(path).read_text("utf-8")
         said = tomllib.loads(text) if path.endswith(".toml") else json.loads(text)
         return RefreshPolicy.model_validate(said)
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ContractError("the refresh policy", found=found, where=path) from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ContractError("the refresh policy cannot be read", found=error, where=path) from None
 
 
@@ -129,5 +130,8 @@ def _show(facts: dict[str, Any]) -> None:
             print(", ".join(f"{key} {value}" for key, value in rest.items()))
     if facts["sheet"]:
         print(f"Side by side: {facts['sheet']}")
+        said = hint(facts["sheet"])
+        if said:
+            print(said)
     if facts["todo"]:
         print(f"What to do: {facts['todo']}")

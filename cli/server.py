@@ -7,8 +7,10 @@ time to drain.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,9 +22,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdflow_core.records.errors import SDFlowError
+from sdflow_core.records.errors import ContractError, SDFlowError
 
 _START_SECONDS, _DRAIN_SECONDS, _STOP_SECONDS = 180.0, 2.0, 20.0
+_TODO_STATE = "set SDFLOW_STATE to a folder of this machine that can be written"
 _UP_SECONDS = 60.0  # that a server of `sdflow up` may take to be back
 _LOGGING = """version: 1
 disable_existing_loggers: false
@@ -35,15 +38,64 @@ loggers:
 
 
 def state_folder(store_uri: str) -> Path:
-    """Where the server's database and logs lie: beside a local store, else in the working directory."""
-    if "://" in store_uri and not store_uri.startswith("file://"):
-        return Path(".sdflow").absolute()
-    return Path(store_uri.removeprefix("file://")).expanduser().absolute() / "state"
+    """Where the server's database and logs lie: beside a local store, else in the user's state folder.
+
+    Of a store that is no folder of this machine, each has a folder of its own below `SDFLOW_STATE`, or
+    `$XDG_STATE_HOME/sdflow`, or `~/.local/state/sdflow`, from whatever directory commands are given. The same
+    address at another endpoint is another store. With `SDFLOW_STATE`, local stores have theirs there too.
+    """
+    remote = "://" in store_uri and not store_uri.startswith("file://")
+    given = os.environ.get("SDFLOW_STATE", "")
+    if remote:
+        address = store_uri.replace("s3a://", "s3://", 1).rstrip("/")
+        said = f"{address}\n{_endpoint()}" if address.startswith("s3://") else address
+    else:
+        local = Path(store_uri.removeprefix("file://")).expanduser().absolute()
+        if not given:
+            return local / "state"
+        address = said = str(local)
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", address.partition("://")[2] or Path(address).name).strip("-")
+    name = f"{plain[-40:].strip('-')}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    return (Path(given).expanduser().absolute() if given else _user_state()) / name
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+
+
+def _user_state() -> Path:
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:
+        return (given if given.is_absolute() else Path.home() / ".local" / "state") / "sdflow"
+    except RuntimeError as error:
+        raise ContractError(
+            "this user has no home for the state of a server", found=error, todo=_TODO_STATE
+        ) from error
+
+
+def made(folder: Path) -> Path:
+    """A state folder or one in it, made if need be; outside of a store for its owner alone.
+
+    Raises:
+        ContractError: It cannot be made.
+    """
+    try:
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        for one in reversed(missing):
+            one.mkdir(mode=0o777 if "state" in (folder.name, folder.parent.name) else 0o700, exist_ok=True)
+    except OSError as error:
+        raise ContractError(
+            "the folder for the server's state cannot be made",
+            found=error.strerror,
+            where=folder,
+            todo=_TODO_STATE,
+        ) from error
+    return folder
 
 
 def quiet_environment(home: Path) -> dict[str, str]:
     """Settings under which Prefect keeps to one folder and says little; makes the folder."""
-    home.mkdir(parents=True, exist_ok=True)
+    made(home)
     (home / "profiles.toml").touch()
     logging_file = home / "quiet.yml"  # not logging.yml: that one Prefect would read without being told
     logging_file.write_text(_LOGGING.replace("PATH", str(home / "client.log")))

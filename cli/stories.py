@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import checks
+from cli.fetch import hint
 from cli.output import State, progress, result, state, table
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def _show_demo(now: State, facts: dict[str, Any]) -> None:
         ("attribute", "edits", "accuracy", "judge", "preserved", "identity"),
         rows,
     )
+    _say_how_to_look(facts)
     if facts["released"]:
         print("One released picture, walked back:\n")
         show(audit(now.store(), facts["released"][0]))
@@ -282,12 +284,19 @@ def _show_edit(dataset: str, facts: dict[str, Any]) -> None:
     if facts.get("dry_run"):
         return
     if facts["status"].get("waiting"):
+        _say_how_to_look(facts)
         print(
             f"Look at the contact sheet and the pages beside it, then:\n"
             f"sdflow decide {facts['edit_run']} --approve all|ID --reject ID --by NAME"
         )
     else:
         print("Nothing waits for a decision: `sdflow why EDIT_ID` tells why an edit was held or dropped.")
+
+
+def _say_how_to_look(facts: dict[str, Any]) -> None:
+    said = hint(facts["contact_sheet"], facts["edit_run"])
+    if said:
+        print(said)
 
 
 def _request(targets: list[str]) -> dict[str, float | str]:

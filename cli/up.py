@@ -48,14 +48,13 @@ def up(
     ] = False,
 ) -> None:
     """Keep a Prefect server and a worker running for this store; does nothing when they run."""
-    from cli.server import reachable
+    from cli.server import made, reachable
     from cli.supervisor import another_server, locked, serve
 
     now = state(context)
     store = now.store()
     store.check_writable()
-    folder = _folder(now)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made(_folder(now))
     was_up = locked(folder)
     started = None
     if not was_up:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sdflow_core.records.ahead import ahead
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import sha256_hex
 from sdflow_core.records.store import Store
@@ -246,7 +247,7 @@ def _draw(
         )
 
     note = f"Source is what was handed over, Before its reconstruction that the edit starts from. {where}"
-    drawn = {heading: [shown(row) for row in part] for heading, part in groups.items()}
+    drawn = {heading: list(ahead(store, shown, part)) for heading, part in groups.items()}
     store.put(key, draw(drawn, title, columns=2, note=note.strip()))
 
 

@@ -120,15 +120,30 @@ def pin_bundle(store: Store) -> Bundle:
             todo="sdflow models accept-licence, then sdflow models promote embedded; or import your own",
         )
     check_licences(store, bundle)
-    store.create(f"models/pinned/{bundle.digest}.json", canonical_json(bundle.model_dump(mode="json")))
+    key = f"models/pinned/{bundle.digest}.json"
+    if not store.exists(key):
+        store.create(key, canonical_json(bundle.model_dump(mode="json")))
     return bundle
 
 
 def load_bundle(store: Store, digest: str) -> Bundle:
-    """A bundle that some run pinned."""
+    """A bundle that some run pinned; read once a process, as its digest says what it is."""
+    return _pinned(store.uri, digest)
+
+
+@lru_cache(maxsize=32)
+def _pinned(store_uri: str, digest: str) -> Bundle:
     from sdflow_core.weights.model_store import Bundle
 
-    return Bundle.model_validate_json(store.read(f"models/pinned/{digest}.json"))
+    return Bundle.model_validate_json(store_at(store_uri).read(f"models/pinned/{digest}.json"))
+
+
+@lru_cache(maxsize=256)
+def _licence(store_uri: str, digest: str) -> str:
+    """Which licence a model's card names; a card is written once and never replaced."""
+    from sdflow_core.weights.model_store import ModelStore
+
+    return str(ModelStore(store_at(store_uri)).card(digest).get("licence_id") or "")
 
 
 def check_licences(store: Store, bundle: Bundle) -> None:
@@ -137,14 +152,14 @@ def check_licences(store: Store, bundle: Bundle) -> None:
     Raises:
         PolicyError: Naming the licence and the command.
     """
-    from sdflow_core.weights.model_store import Licences, ModelStore
+    from sdflow_core.weights.model_store import Licences
 
-    licences, models = Licences(store), ModelStore(store)
+    accepted = Licences(store).all()
     for kind, digest in bundle.model_dump(mode="json").items():
         if kind in ("template_scale", "resolution", "attributes") or not digest:
             continue
-        licence = models.card(digest).get("licence_id")
-        if licence and not licences.accepted(licence):
+        licence = _licence(store.uri, digest)
+        if licence and licence not in accepted:
             raise PolicyError(
                 f"the licence of the {kind} was not accepted in this store",
                 found=licence,

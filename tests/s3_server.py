@@ -1,6 +1,7 @@
 """A real S3 server of one's own: SeaweedFS (`weed mini`) on free ports of this machine, with keys of its own.
 
-`python -m tests.s3_server [FOLDER]` runs one until it is interrupted, and prints the environment of a client.
+`python -m tests.s3_server [FOLDER]` (`make s3`) runs one until it is interrupted. Its data, its address and a
+file `env` to source stay in the folder.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +24,9 @@ from pathlib import Path
 
 _START_SECONDS = 60.0
 _SERVICES = ("s3", "master", "filer", "volume", "admin")
+_PORT = 8333  # of the quickstart's server, unless somebody has it
+ANONYMOUS = "anonymous"  # the key of an Identity for who shows no credentials
+_PORTS = 2 * len(_SERVICES) + 1
 KEY, SECRET = "sdflow-test-key", "sdflow-test-secret-not-for-logs"
 
 
@@ -45,11 +48,17 @@ class Identity:
 class S3Server:
     """One server process. `start`, `kill` and `start` again keep its data and its address."""
 
-    def __init__(self, folder: Path, buckets: Sequence[str], identities: Sequence[Identity] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        buckets: Sequence[str],
+        identities: Sequence[Identity] = (),
+        ports: Sequence[int] = (),
+    ) -> None:
         self.folder = folder
         self.buckets = tuple(buckets)
         self.identities = (Identity(KEY, SECRET, ("Admin",)), *identities)
-        ports = _free_ports(2 * len(_SERVICES) + 1)
+        ports = ports or _free_ports(_PORTS)
         self._ports = dict(zip(_SERVICES, ports, strict=False))
         self._grpc = dict(zip(_SERVICES, ports[len(_SERVICES) :], strict=False))
         self._metrics = ports[-1]
@@ -192,6 +201,8 @@ def _end_with_parent() -> None:
 
 
 def _described(one: Identity) -> dict[str, object]:
+    if one.key == ANONYMOUS:
+        return {"name": ANONYMOUS, "actions": list(one.actions)}
     return {
         "name": one.key,
         "credentials": [{"accessKey": one.key, "secretKey": one.secret}],
@@ -227,15 +238,54 @@ def s3_server(
         server.stop()
 
 
+def _kept_ports(folder: Path) -> list[int]:
+    """The ports of the last time: what lies in the folder, and in a shell that sourced `env`, names them."""
+    kept = folder / "ports.json"
+    if kept.exists():
+        ports = [int(port) for port in json.loads(kept.read_text())]
+        if taken := [port for port in ports if not _is_free(port)]:
+            sys.exit(f"port {taken[0]} is in use: does a server run on {folder} already?")
+        return ports
+    ports = _free_ports(_PORTS)
+    if _is_free(_PORT):
+        ports[0] = _PORT
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(ports))
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def main() -> None:
     """Run one until Ctrl-C."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="sdflow-s3-"))
-    with s3_server(folder) as server:
-        for name, value in server.environment().items():
-            print(f"export {name}={value}", flush=True)
-        print(f"# buckets: {', '.join(server.buckets)}; data in {folder}; Ctrl-C ends it", flush=True)
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "sdflow-s3").absolute()
+    server = S3Server(folder, ("faces", "store", "released"), ports=_kept_ports(folder))
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell lets its children ignore SIGINT
+        signal.signal(number, signal.default_int_handler)
+    try:
+        server.start()
+        environment = folder / "env"
+        environment.touch(mode=0o600)
+        lines = [f"export {name}={value}" for name, value in server.environment().items()]
+        environment.write_text("\n".join(lines) + "\n")
+        print(f"S3 on {server.endpoint}; buckets {', '.join(server.buckets)}; data in {folder}")
+        sdflow = Path(sys.executable).with_name("sdflow")
+        print(
+            f"In another terminal:\n\n    source {environment}\n    {sdflow} --store s3://store/demo demo\n"
+        )
+        print("Ctrl-C ends it; its data stays.", flush=True)
         with suppress(KeyboardInterrupt):
             signal.pause()
+    finally:
+        server.stop()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from itertools import chain, count, islice
+from typing import Any, cast
 
+from .ahead import ahead
 from .entries import FIRST_PREVIOUS, TODO, Entry, decode, parse
 from .errors import ContractError, CorruptError, NotFoundError, TransientError
 from .keys import canonical_json, sha256_hex
@@ -124,17 +127,23 @@ class Chain:
         """
         known = self.known
         with known.lock, self._whole_or_nothing():
-            if known.count and written is None and not self._still_there():
-                known.forget()
+            soon: bytes | None = b""
+            if known.count and written is None:
+                there, soon = self._look()
+                if not there:
+                    known.forget()
+                    soon = b""
             opening = known.count == 0 and written is None
             newest, sealed = self._open() if opening else (0, 0)
+            hint = self._hint() if opening else (0, "")
             before = known.count if not opening else -1
             if written is not None:
                 number = known.count + 1
                 known.add(written, decode(written, number, self.store.url(self.key(number))))
-            self._read_on()
+            if soon is not None:
+                self._read_on(hint[0], soon)
             if opening:
-                self._check_tail(newest)
+                self._check_tail(hint, newest)
                 for last in range(sealed + ENTRIES, known.count + 1, ENTRIES):
                     known.unsealed.setdefault(last, False)
             if known.count != before:
@@ -151,7 +160,7 @@ class Chain:
         """Reads every entry from its own file, whatever snapshots say."""
         with self.known.lock, self._whole_or_nothing():
             self.known.forget()
-            self._read_on()
+            self._read_on(self._hint()[0])
             if self.known.count:
                 self.known.etag = self.store.stat(self.key(self.known.count)).etag
             there = set(listed(self.store, self.root))
@@ -189,6 +198,20 @@ class Chain:
         except BaseException:
             self.known.forget()
             raise
+
+    def _look(self) -> tuple[bool, bytes | None]:
+        """Whether the last entry is still there, and the one after it: asked side by side."""
+        number = self.known.count + 1
+
+        def following() -> bytes | None:
+            try:
+                return self.store.read(self.key(number))
+            except NotFoundError:
+                return None
+
+        asks: tuple[Callable[[], Any], ...] = (self._still_there, following)
+        there, soon = ahead(self.store, lambda ask: cast(Any, ask()), asks)
+        return there, soon
 
     def _still_there(self) -> bool:
         # One cheap look: a store that was removed or restored under a running process starts afresh.
@@ -234,13 +257,9 @@ class Chain:
         lines: list[bytes] = []
         hashes: list[str] = []
         anchor = FIRST_PREVIOUS if last == ENTRIES else None
-        for number in range(last - ENTRIES + 1, last + 1):
-            where = self.store.url(self.key(number))
-            try:
-                data = self.store.read(self.key(number))
-            except NotFoundError as error:
-                raise _missing(number, where) from error
-            entry = decode(data, number, where)
+        numbers = range(last - ENTRIES + 1, last + 1)
+        for number, data in zip(numbers, ahead(self.store, self._file, numbers), strict=True):
+            entry = decode(data, number, self.store.url(self.key(number)))
             if anchor is None:
                 anchor = entry.prev_sha256  # the block before must end with it
             self._follows(entry, hashes[-1] if hashes else anchor)
@@ -250,18 +269,31 @@ class Chain:
             raise _changed(last, known.anchor, hashes[-1], self.store.url(self.key(last)))
         known.put_before(lines, hashes, anchor or FIRST_PREVIOUS)
 
-    def _read_on(self) -> None:
-        """Reads file after file until there is none."""
+    def _file(self, number: int) -> bytes:
+        try:
+            return self.store.read(self.key(number))
+        except NotFoundError as error:
+            raise _missing(number, self.store.url(self.key(number))) from error
+
+    def _read_on(self, expected: int = 0, read: bytes = b"") -> None:
+        """Reads file after file until there is none.
+
+        Args:
+            expected: Number of an entry that is probably there: up to it, files are read side by side.
+            read: The next file, if it was read already.
+        """
         known = self.known
-        while True:
-            number = known.count + 1
-            try:
-                data = self.store.read(self.key(number))
-            except NotFoundError:
-                return
-            entry = decode(data, number, self.store.url(self.key(number)))
-            self._follows(entry, known.last_sha256)
-            known.add(data, entry)
+        given = [read] if read else []
+        keys = (self.key(number) for number in count(known.count + len(given) + 1))
+        soon = ahead(self.store, self.store.read, islice(keys, max(expected - known.count, 0)))
+        try:
+            for data in chain(given, soon, map(self.store.read, keys)):
+                number = known.count + 1
+                entry = decode(data, number, self.store.url(self.key(number)))
+                self._follows(entry, known.last_sha256)
+                known.add(data, entry)
+        except NotFoundError:
+            return
 
     def following(self, entry: Entry) -> Entry | None:
         """The entry after this one, or None.
@@ -303,10 +335,13 @@ class Chain:
             raise CorruptError(f"journal entry {number} was changed", where=where, todo=TODO)
         return entry
 
-    def _check_tail(self, newest: int) -> None:
+    def _hint(self) -> tuple[int, str]:
+        return read_hint(self.store, f"{self.root}/HEAD") or (0, "")
+
+    def _check_tail(self, hint: tuple[int, str], newest: int) -> None:
         """A hole in the middle looks like an end; the hint and the snapshots know better."""
         known = self.known
-        number, sha256 = read_hint(self.store, f"{self.root}/HEAD") or (0, "")
+        number, sha256 = hint
         if max(number, newest) > known.count:
             key = self.key(known.count + 1)
             if not self.store.exists(key):

@@ -17,6 +17,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .ahead import ahead
 from .entries import Entry
 from .errors import CorruptError, NotFoundError
 from .index import Named, is_compact, names, table_names
@@ -114,8 +115,8 @@ def _groups(store: Store, current: Sequence[Named], target_bytes: int) -> Iterat
     """Neighbours of one recipe that fit into one file. Only neighbours: their order is part of a table."""
     group: list[Named] = []
     size = 0
-    for named in current:
-        of_file = _size(store, named)
+    sizes = ahead(store, lambda named: _size(store, named), current)
+    for named, of_file in zip(current, sizes, strict=True):
         fits = group and named.shard.recipe == group[0].shard.recipe and size + of_file <= target_bytes
         if not fits:
             if len(group) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 
+from .ahead import ahead
 from .journal import Journal
 from .lineage import Lineage
 from .store import Store
@@ -34,7 +35,7 @@ def seconds_a_row(store: Store, dataset: str) -> dict[str, float]:
             runs[name][entry.run] += int(entry.payload["rows"])
     found: dict[str, float] = {}
     for name, rows in runs.items():
-        taken = {run: _seconds(store, run) for run in rows}
+        taken = dict(zip(rows, ahead(store, lambda run: _seconds(store, run), rows), strict=True))
         measured = {run: seconds for run, seconds in taken.items() if seconds is not None}
         if measured:
             found[name] = sum(measured.values()) / sum(rows[run] for run in measured)

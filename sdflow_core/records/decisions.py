@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 from sdflow_core.faces.pixels import pixel_digest, read_png
 
+from .ahead import ahead
 from .errors import ApprovalError, ContractError, CorruptError, NotFoundError, QualityGateError
 from .journal import Entry, Journal
 from .store import Store
@@ -106,7 +107,7 @@ def load_edit_run(store: Store, edit_run: str) -> EditRun:
 
 def edit_runs(store: Store) -> list[EditRun]:
     """All edit runs, sorted by id."""
-    return [_edit_run(store, f"{_RUNS}{name}.json") for name in _run_ids(store)]
+    return list(ahead(store, lambda name: _edit_run(store, f"{_RUNS}{name}.json"), _run_ids(store)))
 
 
 def _run_ids(store: Store) -> list[str]:

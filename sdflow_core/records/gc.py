@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .ahead import ahead
 from .errors import ContractError, CorruptError, NotFoundError
 from .index import Named, names, table_names
 from .journal import Journal
@@ -36,6 +37,7 @@ AGE_HOURS = 24.0
 _PICTURES = {"private/crops/": "crops", "private/edits/": "edits"}
 _PLANS = "private/plans/"
 _TRAINING = "private/training/"
+_CLOCKS_SECONDS = 900.0  # S3 refuses whose clock differs by more
 _BATCH = 100  # removals between two looks at the leases
 
 
@@ -105,7 +107,9 @@ def collect(
         raise ContractError("an age is negative", expected="0 hours or more", found=older_than_hours)
     at = now or datetime.now(UTC)
     living = _living(store)
-    cutoff = min([at - timedelta(hours=older_than_hours), *(_time(item.taken) for item in living)])
+    # Objects are dated by the store's clock, leases by that of the run's machine.
+    apart = timedelta() if isinstance(store, LocalStore) else timedelta(seconds=_CLOCKS_SECONDS)
+    cutoff = min([at - timedelta(hours=older_than_hours), *(_time(item.taken) - apart for item in living)])
     named = _Named(store)
     alive = {item.run for item in living}
     candidates = [
@@ -248,14 +252,17 @@ def _texts(store: Store, named: Named) -> set[str]:
 
 
 def _old(store: Store, keys: Iterable[tuple[str, str]], cutoff: datetime) -> Iterator[Leftover]:
-    for kind, key in keys:
+    def look(item: tuple[str, str]) -> Leftover | None:
+        kind, key = item
         try:
             stat = store.stat(key)
         except NotFoundError:
-            continue  # somebody else removed it
+            return None  # somebody else removed it
         # A store that does not tell how old an object is keeps it.
-        if stat.mtime_ns is not None and stat.mtime_ns / 1e9 < cutoff.timestamp():
-            yield Leftover(kind, key, stat.size_bytes)
+        old = stat.mtime_ns is not None and stat.mtime_ns / 1e9 < cutoff.timestamp()
+        return Leftover(kind, key, stat.size_bytes) if old else None
+
+    yield from (item for item in ahead(store, look, keys) if item is not None)
 
 
 def _half_written(store: LocalStore, cutoff: datetime) -> Iterator[Leftover]:
@@ -274,25 +281,29 @@ def _half_written(store: LocalStore, cutoff: datetime) -> Iterator[Leftover]:
 
 def _remove(store: Store, result: Collected) -> None:
     pictures = set(_PICTURES.values())
-    for number, item in enumerate(result.found):
-        if number % _BATCH == 0:
-            came = {lease.run for lease in _living(store)} - set(result.alive)
-            result.alive = sorted({*result.alive, *came})
+    for number in range(0, len(result.found), _BATCH):
+        came = {lease.run for lease in _living(store)} - set(result.alive)
+        result.alive = sorted({*result.alive, *came})
+        batch = result.found[number : number + _BATCH]
         # A run that began meanwhile may take over what an earlier one left.
-        if result.alive and item.kind in pictures:
-            result.held_back = sorted({*result.held_back, item.kind})
-            continue
-        if item.kind == "leases" and _renewed(store, item):
-            continue
-        if isinstance(store, LocalStore):
-            path = store.root / item.key
-            _unlink(path)
-            if item.kind == "plans":
-                with suppress(OSError):  # each run has its own folder; other folders may get new files now
-                    path.parent.rmdir()
-        else:
-            store.delete(item.key)
-        result.removed += 1
+        held = {item.kind for item in batch if item.kind in pictures} if result.alive else set[str]()
+        result.held_back = sorted({*result.held_back, *held})
+        going = [item for item in batch if item.kind not in held]
+        result.removed += sum(ahead(store, lambda item: _remove_one(store, item), going))
+
+
+def _remove_one(store: Store, item: Leftover) -> bool:
+    if item.kind == "leases" and _renewed(store, item):
+        return False
+    if isinstance(store, LocalStore):
+        path = store.root / item.key
+        _unlink(path)
+        if item.kind == "plans":
+            with suppress(OSError):  # each run has its own folder; other folders may get new files now
+                path.parent.rmdir()
+    else:
+        store.delete(item.key)
+    return True
 
 
 def _renewed(store: Store, item: Leftover) -> bool:

@@ -14,12 +14,13 @@ import re
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from .ahead import ahead
 from .errors import ContractError, CorruptError, NotFoundError
 from .keys import canonical_json, sha256_hex
 from .objects import Store
@@ -29,6 +30,7 @@ __all__ = ["EventType", "Lineage", "code_version", "environment", "load_recipe",
 EventType = Literal["START", "COMPLETE", "FAIL", "ABORT", "REUSED"]
 _TYPES = ("START", "COMPLETE", "FAIL", "ABORT", "REUSED")
 _NAMESPACE = "sdflow"
+_SLACK_SECONDS = 60.0  # between the name of an event and the time that it tells
 _DISTRIBUTION = "sdflow-pipeline"
 _PRODUCER = f"urn:{_DISTRIBUTION}"
 # s3://key:secret@host/... : credentials in an address must not reach a record.
@@ -148,10 +150,23 @@ class Lineage:
                 return found
             found.append(above)
 
-    def events(self, run: str | None = None) -> Iterator[dict[str, Any]]:
-        """Events of one run in order of time; without a run all, run by run."""
-        for key in self.store.list(f"lineage/{run}/" if run else "lineage/"):
-            yield self._read(key)
+    def events(
+        self, run: str | None = None, types: Collection[str] = (), since: str = ""
+    ) -> Iterator[dict[str, Any]]:
+        """Events of one run in order of time; without a run all, run by run.
+
+        Args:
+            run: Of this run only.
+            types: Of these types only; empty: of all. What is of no interest is not even read.
+            since: ISO time; events written more than a minute before it are not read. Without one all are.
+        """
+        after = (datetime.fromisoformat(since).timestamp() - _SLACK_SECONDS) * 1e9 if since else 0.0
+        keys = (
+            key
+            for key in self.store.list(f"lineage/{run}/" if run else "lineage/")
+            if _may_be(key.rpartition("/")[2].removesuffix(".json").split("-"), types, after)
+        )
+        yield from ahead(self.store, self._read, keys)
 
     def _read(self, key: str) -> dict[str, Any]:
         try:
@@ -159,6 +174,13 @@ class Lineage:
         except ValueError as error:
             where = self.store.url(key)
             raise CorruptError("a lineage event cannot be read", where=where, todo="restore it") from error
+
+
+def _may_be(name: list[str], types: Collection[str], after: float) -> bool:
+    """Whether a file may hold what is asked for, by its name `<nanoseconds>-<id>-<type>`."""
+    if types and name[-1] in _TYPES and name[-1] not in types:
+        return False
+    return not (name[0].isdigit() and int(name[0]) < after)
 
 
 def _clean(value: Any) -> Any:
@@ -235,7 +257,8 @@ def save_recipe(store: Store, document: dict[str, Any]) -> str:
     """
     data = canonical_json(document)
     recipe = sha256_hex(data)
-    store.create(f"recipes/{recipe}.json", data)
+    if not store.exists(f"recipes/{recipe}.json"):
+        store.create(f"recipes/{recipe}.json", data)
     return recipe
 
 

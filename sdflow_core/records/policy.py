@@ -7,6 +7,7 @@ never a row. Needs neither models nor torch, so that a form can be made of it an
 from __future__ import annotations
 
 import os
+import posixpath
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -15,11 +16,13 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from sdflow_core.method.request import EditConfig
 
+from .addresses import checked_address, is_remote
 from .config import Config
 from .errors import ContractError, NotFoundError
 from .keys import canonical_json, sha256_hex
+from .objects import open_store
 
-__all__ = ["DatasetPolicy", "EditGates", "Limit", "NightlyPolicy", "load_policy"]
+__all__ = ["DatasetPolicy", "EditGates", "Limit", "NightlyPolicy", "load_policy", "read_policy_text"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -103,6 +106,14 @@ class DatasetPolicy(Config):
             raise ValueError(f"a name such as `team` or `team/faces`, found {value!r}")
         return value
 
+    @field_validator("source", "consent")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        try:
+            return checked_address(value, "source or the consent list")
+        except ContractError as error:
+            raise ValueError(error.what) from None
+
     @field_validator("requests")
     @classmethod
     def _asks_for_something(cls, value: tuple[Request, ...]) -> tuple[Request, ...]:
@@ -171,25 +182,46 @@ class NightlyPolicy(Config):
         return sha256_hex(canonical_json(self.model_dump(mode="json")))
 
 
+def read_policy_text(path: str | Path) -> tuple[str, str]:
+    """What a policy's file says, and where it lies.
+
+    Args:
+        path: A file of this machine, or any fsspec address such as `s3://bucket/policy.toml`.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ContractError: It cannot be read, or is no text.
+    """
+    given = str(path).removeprefix("file://")
+    where = checked_address(given, "policy")
+    try:
+        if is_remote(where):
+            folder, _, name = where.rpartition("/")
+            return open_store(folder).read(name).decode("utf-8"), where
+        where = os.path.abspath(Path(given).expanduser())
+        return Path(where).read_text("utf-8"), where
+    except (FileNotFoundError, NotFoundError):
+        raise NotFoundError("there is no such policy file", where=where, todo="check the path") from None
+    except OSError as error:
+        raise ContractError("the policy file cannot be read", found=error.strerror, where=where) from None
+    except UnicodeDecodeError as error:
+        raise ContractError("the policy file is no text", found=error, where=where) from None
+
+
 def load_policy(path: str | Path) -> NightlyPolicy:
     """Reads a policy file (TOML).
 
     Args:
-        path: The file. Relative paths in it are relative to its folder.
+        path: See `read_policy_text`. Relative paths in it are relative to its folder.
 
     Raises:
         NotFoundError: There is no such file.
         ContractError: It is no TOML, or no policy: names each field, the reason and the bound.
     """
-    file = Path(os.path.abspath(Path(path).expanduser()))
+    text, file = read_policy_text(path)
     try:
-        text = file.read_text("utf-8")
         document = tomllib.loads(text)
-    except FileNotFoundError:
-        raise NotFoundError("there is no such policy file", where=file, todo="check the path") from None
-    except OSError as error:
-        raise ContractError("the policy file cannot be read", found=error.strerror, where=file) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ContractError("the policy file is no TOML", found=error, where=file) from None
     try:
         policy = NightlyPolicy.model_validate(document)
@@ -201,7 +233,7 @@ def load_policy(path: str | Path) -> NightlyPolicy:
             todo="correct these fields and run it again",
         ) from None
     return policy.model_copy(
-        update={"datasets": tuple(_anchored(part, file.parent) for part in policy.datasets)}
+        update={"datasets": tuple(_anchored(part, os.path.dirname(file)) for part in policy.datasets)}
     )
 
 
@@ -209,18 +241,21 @@ def _in_words(error: dict[str, Any]) -> str:
     parts = cast("tuple[str | int, ...]", error["loc"])
     place = ".".join(map(str, parts))
     found = error.get("input")
-    shown = f", found {found!r}" if isinstance(found, str | int | float | bool) else ""
+    secret = isinstance(found, str) and is_remote(found) and "@" in found
+    shown = f", found {found!r}" if isinstance(found, str | int | float | bool) and not secret else ""
     reason = str(error["msg"]).removeprefix("Value error, ")
     return f"{place}: {reason}{shown}" if place else f"{reason}{shown}"
 
 
-def _anchored(part: DatasetPolicy, folder: Path) -> DatasetPolicy:
+def _anchored(part: DatasetPolicy, folder: str) -> DatasetPolicy:
     return part.model_copy(
         update={"source": _from(part.source, folder), "consent": _from(part.consent, folder)}
     )
 
 
-def _from(address: str, folder: Path) -> str:
-    if "://" in address or address.startswith(("store:", "~")):
+def _from(address: str, folder: str) -> str:
+    if "://" in address or address.startswith(("store:", "~", "/")):
         return address
-    return str(folder / address)
+    scheme, there, rest = folder.partition("://")
+    # `..` of an object store is nothing that a server would know; of a machine it may lead through a link
+    return f"{scheme}://{posixpath.normpath(f'{rest}/{address}')}" if there else str(Path(folder, address))

@@ -7,6 +7,7 @@ journal `releases` makes the release real. A killed release is finished by doing
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -16,6 +17,8 @@ from typing import Any, cast
 import sdflow_core
 from sdflow_core.faces.pixels import pixel_digest, png_bytes, read_png, read_text
 
+from .addresses import checked_address, plain_address
+from .ahead import ahead
 from .decisions import Decision, EditRun, decisions_of, edit_rows, load_edit_run, read_output
 from .errors import ApprovalError, ContractError, CorruptError, NotFoundError, PolicyError
 from .journal import Entry, Journal
@@ -115,18 +118,21 @@ def release(store: Store, edit_run: str, target_uri: str, run: str, *, today: da
     target, shown = _target(store, target_uri)
     chosen, rows, withheld = _choose(store, edits, today or datetime.now(UTC).date())
     release_id = _release_id(edits.edit_run, shown, chosen)
-    for edit_id, decision in chosen.items():
-        read_output(store, rows[edit_id], decision.pixel_sha256)
-    earlier = _find(store, release_id)
-    outputs: list[ReleasedOutput] = []
-    for edit_id, decision in chosen.items():
-        image = read_output(store, rows[edit_id], decision.pixel_sha256)
-        name = f"{edit_id}.png"
-        file_sha256 = _write(
-            target, name, png_bytes(image, _metadata(edit_id)), edit_id, decision.pixel_sha256
-        )
+
+    def picture(edit_id: str) -> Any:
+        return read_output(store, rows[edit_id], chosen[edit_id].pixel_sha256)
+
+    def leave(edit_id: str) -> ReleasedOutput:
+        decision, name = chosen[edit_id], f"{edit_id}.png"
+        data = png_bytes(picture(edit_id), _metadata(edit_id))
+        file_sha256 = _write(target, name, data, edit_id, decision.pixel_sha256)
         uri = f"{shown.rstrip('/')}/{name}"
-        outputs.append(ReleasedOutput(edit_id, decision.pixel_sha256, file_sha256, uri, decision.entry))
+        return ReleasedOutput(edit_id, decision.pixel_sha256, file_sha256, uri, decision.entry)
+
+    far = store if isinstance(target, LocalStore) else target
+    deque(ahead(store, picture, chosen), maxlen=0)
+    earlier = _find(store, release_id)
+    outputs = list(ahead(far, leave, chosen))
     if earlier is not None:
         return _release(earlier, new=False, withheld=withheld)
     payload = {
@@ -305,8 +311,7 @@ def _target(store: Store, uri: str) -> tuple[Store, str]:
     """The target as a store, and how records name it: inside the store relative to it, as stores move."""
     if not uri.strip():
         raise ContractError("the release has no target", todo="pass --to PATH, store:PREFIX or an address")
-    if "@" in uri.partition("://")[2].partition("/")[0]:
-        raise ContractError("the target's address holds credentials", todo="pass them in the environment")
+    checked_address(uri, "target")
     if uri.startswith(_STORE):
         prefix = uri.removeprefix(_STORE).strip("/")
         return _inside(store, prefix), f"{_STORE}{prefix}"
@@ -321,10 +326,11 @@ def _target(store: Store, uri: str) -> tuple[Store, str]:
         if path.exists() and not path.is_dir():
             raise ContractError("the target is a file", expected="a folder", where=path)
         return open_store(str(path)), str(path)
-    if opened.uri.startswith(store.uri + "/"):
-        prefix = opened.uri.removeprefix(store.uri + "/")
+    address, own = plain_address(opened.uri), plain_address(store.uri)
+    if f"{address}/".startswith(f"{own}/"):
+        prefix = address.removeprefix(own).strip("/")
         return _inside(store, prefix), f"{_STORE}{prefix}"
-    return opened, opened.uri
+    return open_store(address), address
 
 
 def _inside(store: Store, prefix: str) -> Store:

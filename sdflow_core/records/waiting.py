@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import cast
 
+from .ahead import ahead
 from .config import Config
 from .decisions import Decision, EditRun, decisions_of, edit_runs
 from .releases import releases, withheld_by_consent
@@ -58,8 +59,9 @@ def waiting_runs(store: Store, datasets: Sequence[str]) -> list[WaitingRun]:
         CorruptError: A record that is needed cannot be read.
     """
     runs = [run for run in edit_runs(store) if run.dataset in datasets]
-    said = {run.edit_run: decisions_of(store, run.edit_run) for run in runs}
-    decided = {edit_id for latest in said.values() for edit_id in latest}
+    latest = ahead(store, lambda run: decisions_of(store, run.edit_run), runs)
+    said = {run.edit_run: of for run, of in zip(runs, latest, strict=True)}
+    decided = {edit_id for of in said.values() for edit_id in of}
     left = {output.edit_id for release in releases(store) for output in release.outputs}
     found: list[WaitingRun] = []
     for dataset in sorted({run.dataset for run in runs}):

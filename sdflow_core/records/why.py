@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +25,7 @@ __all__ = ["Explanation", "Reuse", "why"]
 
 MIN_PREFIX = 4
 _SHOWN = 12
+_DIGITS = re.compile(r"[0-9a-fA-F]+")
 _OUTCOMES = {
     "kept": "It was computed and kept",
     "waiting": "It was rendered and waits for a decision",
@@ -88,11 +90,13 @@ def why(
     query = query.strip()
     if not query:
         raise ContractError("no row is named", todo="give a row key, or the name of a source")
-    found = [hit for hit in _row_keys(store) if hit[2] == query]
+    tables = list(_tables(store))
+    keys = list(_row_keys(store, tables)) if _DIGITS.fullmatch(query) else []
+    found = [hit for hit in keys if hit[2] == query]
     if not found and len(query) >= MIN_PREFIX:
-        found = [hit for hit in _row_keys(store) if hit[2].startswith(query.lower())]
+        found = [hit for hit in keys if hit[2].startswith(query.lower())]
     if not found:
-        found = _of_source(store, query)
+        found = _of_source(store, query, tables)
     if dataset:
         found = [hit for hit in found if hit[0] == dataset]
     if not found:
@@ -119,17 +123,17 @@ def _tables(store: Store) -> Iterator[tuple[str, str]]:
             yield dataset, name
 
 
-def _row_keys(store: Store) -> Iterator[tuple[str, str, str]]:
-    for dataset, name in _tables(store):
+def _row_keys(store: Store, tables: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    for dataset, name in tables:
         for key in Table(store, dataset, name).read(columns=["row_key"]).column("row_key").to_pylist():
             yield dataset, name, str(key)
 
 
-def _of_source(store: Store, query: str) -> list[tuple[str, str, str]]:
+def _of_source(store: Store, query: str, tables: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
     """The latest row of each source with this id or name."""
     found: list[tuple[str, str, str]] = []
     alike: list[tuple[str, str, str]] = []
-    for dataset, name in _tables(store):
+    for dataset, name in tables:
         if name != "sources":
             continue
         table = Table(store, dataset, name).read(columns=["row_key", "source_id", "name"], latest_by="uri")
@@ -152,7 +156,8 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
     except NotFoundError:
         document = None
     committed = _committed(store, dataset, table, run, recipe)
-    inputs = [_input(store, dataset, str(value)) for value in cast("list[str]", row["inputs"] or [])]
+    others = [name for held, name in _tables(store) if held == dataset]
+    inputs = [_input(store, dataset, others, str(value)) for value in cast("list[str]", row["inputs"] or [])]
     reused = _reuses(store, dataset, table, recipe, run, facts["parent"], committed or facts["time"])
     step = document["step"] if document else facts["job"]
     version = document["version"] if document else None
@@ -257,9 +262,9 @@ def _committed(store: Store, dataset: str, table: str, run: str, recipe: str) ->
     return None
 
 
-def _input(store: Store, dataset: str, value: str) -> dict[str, str]:
+def _input(store: Store, dataset: str, tables: Sequence[str], value: str) -> dict[str, str]:
     """What an input is: a row of this dataset, or a value."""
-    for name in dict.fromkeys(name for held, name in _tables(store) if held == dataset):
+    for name in tables if _DIGITS.fullmatch(value) else ():
         if Table(store, dataset, name).find(value) is not None:
             return {"key": value, "is": f"row of {name}"}
     return {"key": value, "is": "request" if value.startswith("{") else "id or digest"}
@@ -271,7 +276,7 @@ def _reuses(
     """Later runs with the same recipe on the same table: they needed the row and did not compute it."""
     place = f"private/datasets/{dataset}/"
     found: dict[str, Reuse] = {}
-    for event in Lineage(store).events():
+    for event in Lineage(store).events(types=("COMPLETE", "REUSED"), since=since or ""):
         facets = cast("dict[str, Any]", event["run"]["facets"])
         said = cast("dict[str, Any]", facets.get("sdflow", {}))
         other = str(event["run"]["runId"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
+from sdflow_core.records.ahead import ahead
 from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError, CorruptError, NotFoundError
 from sdflow_core.records.journal import Entry, Journal
@@ -33,6 +34,8 @@ class ModelStore:
         """
         digest = sha256_hex(tensors_bytes)
         full = {**card, "kind": kind, "digest": digest, "size_bytes": len(tensors_bytes)}
+        if all(self.store.exists(f"models/{digest}/{name}") for name in ("card.json", "weights.bin")):
+            return digest  # before all of it is sent to be refused
         # The card comes last: a model without one does not exist yet.
         self.store.create(f"models/{digest}/weights.bin", tensors_bytes)
         self.store.create(f"models/{digest}/card.json", canonical_json(full))
@@ -76,11 +79,12 @@ class ModelStore:
 
     def list(self) -> list[dict[str, Any]]:
         """Cards of all models, sorted by kind and digest."""
-        cards = [
-            self.card(key.split("/")[1])
+        digests = [
+            key.split("/")[1]
             for key in self.store.list("models/")
             if key.endswith("/card.json") and key.count("/") == 2
         ]
+        cards = ahead(self.store, self.card, digests)
         return sorted(cards, key=lambda card: (str(card["kind"]), str(card["digest"])))
 
 
@@ -247,6 +251,10 @@ class Licences:
         self.journal.append("accept", payload, rebase=once, after=0)
         return next(entry for entry in self.journal.entries() if entry.payload.get("licence") == licence_id)
 
+    def all(self) -> set[str]:
+        """Licences that were accepted for this store."""
+        return {str(entry.payload.get("licence")) for entry in self.journal.entries()}
+
     def accepted(self, licence_id: str) -> bool:
         """Whether this licence was accepted for this store."""
-        return any(entry.payload.get("licence") == licence_id for entry in self.journal.entries())
+        return licence_id in self.all()

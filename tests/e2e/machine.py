@@ -37,14 +37,16 @@ class Machine:
 
     def __init__(self, store: Path, **settings: str) -> None:
         self.store = store
+        self.address = str(store)
         self.up_folder = store / "state" / "up"
+        self.said = store.parent / "up.out"
         self.environment = {**environment(), **settings}
         self.url = ""
 
     def sdflow(self, *words: str, code: int = 0) -> dict[str, Any]:
         """Run a command of the real program; its last line is one JSON object."""
         done = subprocess.run(
-            command(self.store, *words),
+            command(self.address, *words),
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -58,10 +60,10 @@ class Machine:
 
     def up(self, *words: str) -> dict[str, Any]:
         """`sdflow up`, from a shell that is killed with all its children as soon as the command is done."""
-        said = self.store.parent / "up.out"
+        said = self.said
         line = f'"$@" > "{said}"; sleep 600'
         shell = subprocess.Popen(
-            ["bash", "-c", line, "bash", *command(self.store, "up", *words)],
+            ["bash", "-c", line, "bash", *command(self.address, "up", *words)],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -153,3 +155,17 @@ class Machine:
     def record(self) -> dict[str, Any]:
         """What the supervisor tells."""
         return json.loads((self.up_folder / "up.json").read_text())
+
+
+class FarMachine(Machine):
+    """The same for a store that is no folder; its state lies below `state`."""
+
+    def __init__(self, address: str, state: Path, **settings: str) -> None:
+        super().__init__(state, SDFLOW_STATE=str(state), **settings)
+        self.address = address
+
+    def up(self, *words: str) -> dict[str, Any]:
+        """See `Machine.up`."""
+        found = super().up(*words)
+        self.up_folder = Path(self.sdflow("status")["logs"])
+        return found

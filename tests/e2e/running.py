@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("demo", "--images", "8", "--training-steps", "40")
 
 
-def command(store: Path, *words: str) -> list[str]:
+def command(store: Path | str, *words: str) -> list[str]:
     return [sys.executable, "-m", "cli.main", "--store", str(store), "--json", *words]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from sdflow_core.records.digests import canonical_digests
 from sdflow_core.records.errors import ContractError, CorruptError
 from sdflow_core.records.gc import Collected, collect
 from sdflow_core.records.index import names
+from sdflow_core.records.keys import canonical_json
 from sdflow_core.records.leases import lease
 from sdflow_core.records.lineage import Lineage
 from sdflow_core.records.objects import TEMPORARY
@@ -256,3 +258,23 @@ def test_a_remote_store_is_tidied_too(tmp_path: Path) -> None:
     later = datetime.now(UTC) + OLD
     assert found(collect(store, delete=True, now=later)) == {"private/edits/orphan.png": "edits"}
     assert not store.exists("private/edits/orphan.png")
+
+
+def test_a_store_whose_clock_is_behind_keeps_what_a_living_run_has_just_written(tmp_path: Path) -> None:
+    store = open_store(f"memory://{tmp_path.name}/late")
+    make_edits(store)
+    shard = "private/datasets/people/edits/shards/fresh.parquet"
+    # the objects are dated by a clock that is five minutes behind that of the run, and of this machine
+    ahead_of_store = datetime.now(UTC) + timedelta(minutes=5)
+    store.create(shard, b"not committed yet")
+    with lease(store, "run") as mine:
+        key = "leases/run.json"
+        said = json.loads(store.read(key))
+        assert said["taken"] == mine.taken
+        late = ahead_of_store.isoformat()
+        store.put(key, canonical_json({**said, "taken": late, "renewed": late}))
+        left = collect(store, delete=True, older_than_hours=0, now=ahead_of_store)
+        assert left.alive == ["run"] and shard not in {item.key for item in left.found}
+        assert store.exists(shard)
+    later = ahead_of_store + timedelta(hours=1)
+    assert shard in {item.key for item in collect(store, older_than_hours=0, now=later).found}
