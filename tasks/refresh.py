@@ -14,6 +14,7 @@ from sdflow_core.records.refreshes import Refreshes, RefreshPolicy, is_paused, r
 from sdflow_core.records.store import Store
 from sdflow_core.weights.model_store import Bundles
 from tasks.canary import Gate, RefreshPlan, read_figures
+from tasks.fan_out import at_a_time
 from tasks.ingest import ingest_shard
 from tasks.latents import invert_shard, label_shard, plan_invert, plan_label
 from tasks.limits import device_slot
@@ -87,7 +88,7 @@ def _unless_paused(run_step: Any, job: Job, shards: Sequence[PlanRef]) -> bool:
     """As `each_shard`, but looks for a pause before each round of as many shards as run at a time."""
     store = store_at(job.store)
     left = iter(shards)
-    for round_ in _rounds(left, settings().workers):
+    for round_ in _rounds(left, at_a_time()):
         if is_paused(store, job.dataset):
             return False
         each_shard(run_step, job, round_)

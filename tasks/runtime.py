@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sdflow_core.records.errors import ContractError, PolicyError
@@ -31,7 +32,13 @@ class Settings(BaseSettings):
         store: Address of the store.
         device: Torch device.
         shard_rows: Rows a shard task takes.
-        workers: Shard tasks at a time.
+        workers: Shard tasks at a time, in threads of the story's process.
+        runner: Who runs the shard tasks: `threads` of the story's process, or the workers of a `ray` cluster.
+        ray_address: Of the cluster: `host:port`, or `auto` for the one that this machine belongs to. Empty:
+            what `RAY_ADDRESS` says, and without it a cluster of this machine alone, for this process.
+        ray_tasks: Shard tasks handed to Ray at a time; 0: twice as many as the cluster can run at once.
+        gpus_per_task: Of a node, for one shard task; not given: 1 on a CUDA device, else 0.
+        cpus_per_task: Of a node, for one shard task.
         gpu_limit: Global concurrency limit of the Prefect server that guards the device; empty: none. The
             deployments set it.
     """
@@ -42,12 +49,36 @@ class Settings(BaseSettings):
     device: str = "cpu"
     shard_rows: int = 1000
     workers: int = 1
+    runner: Literal["threads", "ray"] = "threads"
+    ray_address: str = ""
+    ray_tasks: int = Field(default=0, ge=0)
+    gpus_per_task: float | None = Field(default=None, ge=0)
+    cpus_per_task: float = Field(default=1, ge=0)
     gpu_limit: str = ""
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that one shard task asks a cluster for."""
+        return float(self.device.startswith("cuda")) if self.gpus_per_task is None else self.gpus_per_task
 
 
 def settings() -> Settings:
-    """The settings of this moment; read anew each time, so that tests and workers can differ."""
-    return Settings()
+    """The settings of this moment; read anew each time, so that tests and workers can differ.
+
+    Raises:
+        ContractError: A value is none that the setting can have.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        name = f"SDFLOW_{wrong['loc'][0]}".upper()
+        raise ContractError(
+            f"{name} cannot be used",
+            expected=wrong["msg"],
+            found=wrong["input"],
+            todo=f"change or unset {name}",
+        ) from None
 
 
 @lru_cache(maxsize=8)
@@ -167,6 +198,30 @@ def check_licences(store: Store, bundle: Bundle) -> None:
                 todo=f"read it with `sdflow models show {digest[:12]}`, "
                 f"then `sdflow models accept-licence {licence} --by NAME`",
             )
+
+
+_place: dict[str, Any] = {}
+
+
+def place() -> dict[str, Any]:
+    """Where in a cluster this process computes now, for the lineage; empty outside of one."""
+    return dict(_place)
+
+
+@contextmanager
+def running_at(where: dict[str, Any]) -> Generator[None]:
+    """Let the lineage say that the steps of this process run there, while the block runs."""
+    _place.update(where)
+    try:
+        yield
+    finally:
+        _place.clear()
+
+
+def forget_models() -> None:
+    """Give the memory of opened networks and editors back; the next use opens them anew."""
+    _networks.cache_clear()
+    _editor.cache_clear()
 
 
 _listeners: list[Callable[[str, int, int], None]] = []

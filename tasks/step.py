@@ -20,9 +20,10 @@ from sdflow_core.records.errors import TransientError
 from sdflow_core.records.lineage import Lineage, save_recipe
 from sdflow_core.records.reconcile import close_run, open_run
 from sdflow_core.records.store import Store
+from tasks.fan_out import Threads, in_order
 from tasks.limits import device_slot
 from tasks.recipes import Recipe
-from tasks.runtime import settings, store_at
+from tasks.runtime import place, settings, store_at
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,6 +88,7 @@ def _emit(run: StepRun, event: Any, **facts: Any) -> None:
         bundle=run.job.bundle or None,
         config=facts.get("config"),
         error=facts.get("error"),
+        place=place(),
     )
 
 
@@ -124,6 +126,11 @@ def step(
             _emit(run, "START", inputs=given)
             try:
                 result = core(run, *args, **kwargs)
+            except KeyboardInterrupt:
+                # a person's Ctrl-C, or a cluster told to stop what is left of a failed batch
+                _emit(run, "ABORT", inputs=given, **run.facts)
+                close_run(run.store, run.run)
+                raise
             except Exception as error:
                 _emit(run, "FAIL", inputs=given, **run.facts, error=f"{type(error).__name__}: {error}")
                 close_run(run.store, run.run)
@@ -149,16 +156,34 @@ def step(
     return decorate
 
 
-def each_shard(run_step: Any, job: Job, shards: Sequence[Any], *rest: Any) -> list[Any]:
-    """Run a step for every shard, as many at a time as `SDFLOW_WORKERS` says.
+@task(name="shard", persist_result=False, cache_policy=NO_CACHE, log_prints=False)
+def on_a_node(order: Any, *rest: Any) -> Any:
+    """A shard of any step, on a node of a cluster: only its order travels, the code lies there already."""
+    # imported here, since a cluster carries this function's text to its workers
+    from tasks.away import obey
 
-    Every future is asked for its result: a failing shard fails the story. The device's limit, if one is
-    configured, is held for the whole batch.
+    return obey(order, *rest)
+
+
+def each_shard(run_step: Any, job: Job, shards: Sequence[Any], *rest: Any) -> list[Any]:
+    """Run a step for every shard, in threads or on a cluster as `SDFLOW_RUNNER` says.
+
+    In threads as many run at a time as `SDFLOW_WORKERS` says, and the device's limit, if one is configured,
+    is held for the whole batch. A cluster counts its devices itself. At the first shard that fails no further
+    one is begun, and the story fails.
+
+    Returns:
+        What the step gave for each shard, in the order of the shards.
     """
     if not shards:
         return []
+    now = settings()
+    if now.runner == "ray":
+        from tasks.cluster import ray_batch
+
+        with ray_batch(run_step, job, shards, rest) as batch:
+            return in_order(batch, shards)
     with device_slot():
-        if settings().workers == 1:
+        if now.workers == 1:
             return [run_step(job, shard, *rest) for shard in shards]
-        futures = [run_step.submit(job, shard, *rest) for shard in shards]
-        return [future.result() for future in futures]
+        return in_order(Threads(run_step, job, rest, now.workers), shards)

@@ -11,6 +11,7 @@ from sdflow_core.records.leases import is_live, lease
 from sdflow_core.records.lineage import Lineage
 from sdflow_core.records.reconcile import close_run, marker_of, open_run
 from sdflow_core.records.store import Store
+from tasks.fan_out import check_runner
 from tasks.runtime import pin_bundle, settings, store_at
 from tasks.step import Job
 
@@ -46,6 +47,8 @@ def story(
     opened = store_at(store or settings().store)
     if not parent:  # else the containing story has just done so
         opened.check_writable()
+        if bundle:
+            check_runner()  # before a million pictures are listed for a cluster that is not there
     digest = (pinned or pin_bundle(opened).digest) if bundle else ""
     run = uuid.uuid4().hex
     lineage = Lineage(opened)

@@ -56,6 +56,7 @@ class Lineage:
         bundle: str | None,
         config: dict[str, Any] | None,
         error: str | None = None,
+        place: dict[str, Any] | None = None,
     ) -> str:
         """Writes one event.
 
@@ -70,6 +71,7 @@ class Lineage:
             bundle: Digest of the models' bundle.
             config: What was asked.
             error: For FAIL and ABORT, in words.
+            place: Where in a cluster it runs; names no host.
 
         Returns:
             The event's key.
@@ -90,6 +92,8 @@ class Lineage:
                 "environment": environment(),
             }
         }
+        if place:
+            run_facets["sdflow"]["place"] = place
         if parent is not None:
             run_facets["parent"] = {
                 "run": {"runId": parent},
