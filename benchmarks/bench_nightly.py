@@ -15,10 +15,8 @@ import math
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.nights import night, prepare, start_night, unnamed_shards, whole, write_people, write_policy  # noqa: E402
+from tests.nights import (  # noqa: E402
+    kill_once,
+    night,
+    orphans_after_gc,
+    prepare,
+    unnamed_shards,
+    whole,
+    write_people,
+    write_policy,
+)
 
 MICRO_BATCH = 16
 KILL_ROWS, KILL_SHARD = 24, 6
@@ -95,41 +102,6 @@ def bench_shares(store: Path, bundle: str, work: Path, rows: int, repeats: int) 
     }
 
 
-def lineage_runs(store: Path) -> int:
-    """How many runs have said something."""
-    return sum(1 for _ in (store / "lineage").iterdir())
-
-
-def kill_once(store: Path, policy: Path, delay: float) -> bool:
-    """Start a night and kill its group `delay` seconds after it began; False when it ended before."""
-    before = lineage_runs(store)
-    process = start_night(store, policy, KILL_SHARD)
-    while process.poll() is None and lineage_runs(store) == before:
-        time.sleep(0.02)
-    try:
-        _, err = process.communicate(timeout=delay)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return True
-    if process.returncode:
-        raise RuntimeError(err)
-    return False
-
-
-def orphans_after_gc(store: Path) -> int | None:
-    """What nobody will ask for again, after `gc`; None where this version has no gc."""
-    from sdflow_core.records.store import open_store
-
-    try:
-        from sdflow_core.records import gc
-    except ImportError:
-        return None
-    opened = open_store(str(store))
-    gc.collect(opened, delete=True, older_than_hours=0)
-    return len(gc.collect(opened, older_than_hours=0).found) + len(unnamed_shards(store))
-
-
 def bench_kills(base: Path, bundle: str, work: Path, kills: int) -> dict[str, Any]:
     """Kill nights at random instants and start them again, until enough were killed; compare each end."""
     from tasks.runtime import store_at
@@ -145,17 +117,15 @@ def bench_kills(base: Path, bundle: str, work: Path, kills: int) -> dict[str, An
     window = night(calm, policy, KILL_SHARD)["seconds"]
     reference, _ = whole(calm, "few")
     killed, ends, identical, wrong, unnamed, left = 0, 0, 0, 0, 0, 0
-    collects = True
     while killed < kills:
         store = fresh(f"killed-{ends}")
-        while killed < kills and kill_once(store, policy, chance.uniform(0, window)):
+        while killed < kills and kill_once(store, policy, KILL_SHARD, chance.uniform(0, window)):
             killed += 1
         night(store, policy, KILL_SHARD)
         digests, bad = whole(store, "few")
         identical, wrong, ends = identical + (digests == reference), wrong + bad, ends + 1
         unnamed += len(unnamed_shards(store))
-        after = orphans_after_gc(store)
-        collects, left = after is not None, left + (after or 0)
+        left += orphans_after_gc(store)
         print(f"{killed} kills, {identical} of {ends} ends identical", flush=True)
         shutil.rmtree(store)
     return {
@@ -165,7 +135,7 @@ def bench_kills(base: Path, bundle: str, work: Path, kills: int) -> dict[str, An
         "ends_identical": identical,
         "rows_lost_or_doubled": wrong,
         "unnamed_shards": unnamed,
-        "orphans_after_gc": left if collects else "this version has no gc",
+        "orphans_after_gc": left,
     }
 
 

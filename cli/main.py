@@ -190,6 +190,11 @@ def _log(error: Exception, words: Sequence[str]) -> str:
 
 def main() -> None:
     """Entry point of the `sdflow` script."""
+    import logging
+
+    # Prefect's log lies on the store's disk. When that is full, the one message is ours, and no traceback of
+    # `logging` stands before it.
+    logging.raiseExceptions = False
     sys.exit(app())
 
 

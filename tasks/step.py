@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -16,7 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from sdflow_core.records.config import Config, DatasetRef
-from sdflow_core.records.errors import TransientError
+from sdflow_core.records.errors import SDFlowError, TransientError
 from sdflow_core.records.lineage import Lineage, save_recipe
 from sdflow_core.records.reconcile import close_run, open_run
 from sdflow_core.records.store import Store
@@ -132,8 +133,10 @@ def step(
                 close_run(run.store, run.run)
                 raise
             except Exception as error:
-                _emit(run, "FAIL", inputs=given, **run.facts, error=f"{type(error).__name__}: {error}")
-                close_run(run.store, run.run)
+                # An event that cannot be written must not hide why: it decides whether this is tried again.
+                with suppress(SDFlowError):
+                    _emit(run, "FAIL", inputs=given, **run.facts, error=f"{type(error).__name__}: {error}")
+                    close_run(run.store, run.run)
                 raise
             outputs = [result.model_dump(mode="json")] if isinstance(result, DatasetRef) else []
             _emit(run, "COMPLETE", inputs=given, outputs=outputs, **run.facts)

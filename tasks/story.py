@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from sdflow_core.records.errors import SDFlowError
 from sdflow_core.records.leases import is_live, lease
 from sdflow_core.records.lineage import Lineage
 from sdflow_core.records.reconcile import close_run, marker_of, open_run
@@ -76,12 +77,16 @@ def story(
         try:
             yield Job(store=opened.uri, dataset=dataset, bundle=digest, parent=run, root=root)
         except KeyboardInterrupt:
-            say("ABORT")
-            close_run(opened, run)
+            with suppress(SDFlowError):
+                say("ABORT")
+                close_run(opened, run)
             raise
         except Exception as error:
-            say("FAIL", f"{type(error).__name__}: {error}")
-            close_run(opened, run)
+            # What ended the story is told, also when the store takes no more events; its marker stays then,
+            # and `reconcile` writes the end that is missing.
+            with suppress(SDFlowError):
+                say("FAIL", f"{type(error).__name__}: {error}")
+                close_run(opened, run)
             raise
         say("COMPLETE")
         close_run(opened, run)

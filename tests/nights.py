@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +54,36 @@ def prepare(store_uri: str, steps: int, *, people: int = 24, prior_samples: int 
     return pin_bundle(store_at(store_uri)).digest
 
 
-def write_policy(path: Path, dataset: str, photos: Path) -> Path:
+def copy_store(source: str | Path, target: str | Path) -> str:
+    """All objects of a store under another address, on either side a folder or an object store.
+
+    What belongs to this machine (`state/`) and to runs that are alive is left out.
+    """
+    from sdflow_core.records.store import open_store
+
+    here, there = open_store(str(source)), open_store(str(target))
+
+    def copy(key: str) -> None:
+        there.put(key, here.read(key), durable=False)
+
+    keys = [key for key in here.list() if not key.startswith(("state/", "leases/", "open/"))]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(copy, keys):
+            pass
+    return there.uri
+
+
+def remove_store(store: str | Path) -> None:
+    """All objects of a store."""
+    from sdflow_core.records.store import open_store
+
+    opened = open_store(str(store))
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(opened.delete, list(opened.list())):
+            pass
+
+
+def write_policy(path: Path, dataset: str, photos: Path | str) -> Path:
     """One dataset, one request."""
     consent = path.with_suffix(".csv")
     consent.write_text("source,subject,attributes,expires,evidence\n*,nobody,*,,synthetic\n")
@@ -64,12 +97,26 @@ def write_policy(path: Path, dataset: str, photos: Path) -> Path:
     return path
 
 
-def start_night(store: Path, policy: Path, shard_rows: int) -> subprocess.Popen[str]:
-    """One night as a process group of its own, on the server that is up."""
+def start_night(
+    store: Path | str, policy: Path, shard_rows: int, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """One night as a process group of its own, on the server that is up.
+
+    Args:
+        store: A folder or an address.
+        policy: Its file; the night runs in the folder where it lies.
+        shard_rows: Rows of a shard.
+        environment: What differs from this process' environment, such as the endpoint of a proxy.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "cli.main", "--store", str(store), "--json", "nightly", str(policy)],
-        cwd=ROOT,
-        env={**os.environ, "SDFLOW_SHARD_ROWS": str(shard_rows), "PYTHONPATH": str(ROOT)},
+        cwd=policy.parent,
+        env={
+            **os.environ,
+            "SDFLOW_SHARD_ROWS": str(shard_rows),
+            "PYTHONPATH": str(ROOT),
+            **(environment or {}),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,22 +124,60 @@ def start_night(store: Path, policy: Path, shard_rows: int) -> subprocess.Popen[
     )
 
 
-def night(store: Path, policy: Path, shard_rows: int = 1000) -> dict[str, Any]:
+def night(
+    store: Path | str, policy: Path, shard_rows: int = 1000, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """One undisturbed night: its figures, and `process_seconds` with the start of Python and all imports."""
     started = time.monotonic()
-    out, err = (process := start_night(store, policy, shard_rows)).communicate()
+    out, err = (process := start_night(store, policy, shard_rows, environment)).communicate()
     if process.returncode:
         raise RuntimeError(err or out)
     return {**json.loads(out.strip().splitlines()[-1]), "process_seconds": time.monotonic() - started}
 
 
-def whole(store: Path, dataset: str) -> tuple[dict[str, str], int]:
+def kill_once(store: Path | str, policy: Path, shard_rows: int, delay: float) -> bool:
+    """Start a night and kill its group `delay` seconds after it began; False when it ended before."""
+    from sdflow_core.records.store import open_store
+
+    opened = open_store(str(store))
+    before = set(opened.list("leases/"))
+    process = start_night(store, policy, shard_rows)
+    while process.poll() is None and not set(opened.list("leases/")) - before:
+        time.sleep(0.05)
+    try:
+        _, err = process.communicate(timeout=delay)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return True
+    if process.returncode:
+        raise RuntimeError(err)
+    return False
+
+
+def orphans_after_gc(store: Path | str) -> int:
+    """What nobody will ask for again, after `gc`."""
+    from sdflow_core.records.gc import collect
+    from sdflow_core.records.store import open_store
+
+    opened = open_store(str(store))
+    # a moment ahead: times of object stores are whole seconds, of their own clock
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    collect(opened, delete=True, older_than_hours=0, now=ahead)
+    left = collect(opened, older_than_hours=0, now=ahead)
+    return len(left.found) + len(left.alive) + len(unnamed_shards(store))
+
+
+def whole(store: Path | str, dataset: str) -> tuple[dict[str, str], int]:
     """Digests of everything, and how many committed rows are lost or there twice.
+
+    The digest of `pictures` is over the pixels of all edits, which the others know by key alone.
 
     Raises:
         CorruptError: A record is not what was written.
     """
     from sdflow_core.records.digests import TABLES, canonical_digests
+    from sdflow_core.records.keys import canonical_json, sha256_hex
     from sdflow_core.records.store import open_store
     from sdflow_core.records.tables import Table
 
@@ -103,10 +188,13 @@ def whole(store: Path, dataset: str) -> tuple[dict[str, str], int]:
         table.verify()
         entries = [entry for entry in table.journal.entries() if entry.payload.get("table") == name]
         wrong += abs(sum(int(entry.payload["rows"]) for entry in entries) - len(table.held()))
-    return canonical_digests(opened, dataset), wrong
+    edits = Table(opened, dataset, "edits")
+    pixels = edits.read(columns=["row_key", "pixel_sha256"]).to_pylist() if edits.held() else []
+    seen = sha256_hex(canonical_json(sorted([row["row_key"], row["pixel_sha256"]] for row in pixels)))
+    return {**canonical_digests(opened, dataset), "pictures": seen}, wrong
 
 
-def unnamed_shards(store: Path) -> set[str]:
+def unnamed_shards(store: Path | str) -> set[str]:
     """Shard files that no journal entry names."""
     from sdflow_core.records.journal import Journal
     from sdflow_core.records.lookup import datasets

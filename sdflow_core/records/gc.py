@@ -7,6 +7,7 @@ want. Broken records stop everything: what they named is not known then.
 from __future__ import annotations
 
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -37,8 +38,10 @@ AGE_HOURS = 24.0
 _PICTURES = {"private/crops/": "crops", "private/edits/": "edits"}
 _PLANS = "private/plans/"
 _TRAINING = "private/training/"
-_CLOCKS_SECONDS = 900.0  # S3 refuses whose clock differs by more
-_BATCH = 100  # removals between two looks at the leases
+_BATCH = (
+    32  # removals side by side between two looks at the leases: a moment, in a folder as in an object store
+)
+_ROUGHLY = timedelta(minutes=1)  # object stores date in whole seconds, and a renewal may have been on its way
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,9 @@ def collect(
     """
     if older_than_hours < 0:
         raise ContractError("an age is negative", expected="0 hours or more", found=older_than_hours)
-    at = now or datetime.now(UTC)
+    at = now or (_clock(store) if delete else datetime.now(UTC))  # a dry run writes nothing
     living = _living(store)
-    # Objects are dated by the store's clock, leases by that of the run's machine.
-    apart = timedelta() if isinstance(store, LocalStore) else timedelta(seconds=_CLOCKS_SECONDS)
-    cutoff = min([at - timedelta(hours=older_than_hours), *(_time(item.taken) - apart for item in living)])
+    cutoff = min([at - timedelta(hours=older_than_hours), *(_taken(store, item) for item in living)])
     named = _Named(store)
     alive = {item.run for item in living}
     candidates = [
@@ -138,6 +139,37 @@ def _living(store: Store) -> list[Lease]:
 
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def _clock(store: Store) -> datetime:
+    """Now, by the clock that dates the objects: of an object store it is not this machine's."""
+    if isinstance(store, LocalStore):
+        return datetime.now(UTC)
+    key = f"tmp/clock-{uuid.uuid4().hex}"
+    store.create(key, b"")
+    try:
+        return _written(store, key) or datetime.now(UTC)
+    finally:
+        store.delete(key)
+
+
+def _taken(store: Store, held: Lease) -> datetime:
+    """When a lease was taken, by the clock that dates the objects of its run; rather a little earlier.
+
+    Its last renewal is dated by both clocks: by that of the run's machine inside, by the store's outside.
+    """
+    taken, by_store = _time(held.taken), None
+    if not isinstance(store, LocalStore):
+        with suppress(NotFoundError):  # given back just now
+            by_store = _written(store, f"leases/{held.run}.json")
+    if by_store is None:
+        return taken
+    return taken + (by_store - _time(held.renewed)) - _ROUGHLY
+
+
+def _written(store: Store, key: str) -> datetime | None:
+    mtime_ns = store.stat(key).mtime_ns
+    return None if mtime_ns is None else datetime.fromtimestamp(mtime_ns / 1e9, UTC)
 
 
 class _Named:

@@ -115,14 +115,12 @@ class Journal:
                 based = known.count
                 number = based + 1
                 data = encode(number, kind, payload, run, token, known.last_sha256)
+                failed: TransientError | None = None
                 try:
                     created = self.store.create(chain.key(number), data)
-                except TransientError:
+                except TransientError as error:
                     # The write may have happened all the same: look, and try again a few times.
-                    attempts += 1
-                    if attempts >= _ATTEMPTS:
-                        raise
-                    created = False
+                    attempts, failed, created = attempts + 1, error, False
                 chain.refresh(written=data if created else None)
                 entry = chain.load(number).entry(number) if known.count >= number else None
                 if entry is not None and entry.token == token:
@@ -131,6 +129,8 @@ class Journal:
                     write_hint(self.store, witness_key(self.root), entry)
                     chain.seal(number)
                     return entry
+                if failed is not None and attempts >= _ATTEMPTS:
+                    raise failed
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """Entries with a number >= start, in order, as of this call. Entry 1 is the first.
