@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdflow_core.records.config import DatasetRef, PlanRef
-from sdflow_core.records.errors import ContractError, SDFlowError
+from sdflow_core.records.errors import AccessError, ContractError, SDFlowError, UnavailableError
 from sdflow_core.records.keys import row_key, sha256_hex
 from sdflow_core.records.sources import SourceItem
 from sdflow_core.records.store import open_source
@@ -119,6 +119,8 @@ def _judge(
     )
     try:
         data = folder.read(listed)
+    except (AccessError, UnavailableError):
+        raise  # no matter of this file: the shard is tried again, or the story ends with one clear message
     except SDFlowError as error:
         return judge_source(_raising(error), find, config), ""
     image_id = sha256_hex(data)

@@ -8,6 +8,7 @@ a row with a reason.
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "ApprovalError",
     "CapacityError",
     "ContractError",
@@ -17,6 +18,7 @@ __all__ = [
     "QualityGateError",
     "SDFlowError",
     "TransientError",
+    "UnavailableError",
 ]
 
 
@@ -80,6 +82,15 @@ class TransientError(SDFlowError):
 
 class ContractError(SDFlowError):
     """What was asked or found does not fit; doing it again changes nothing. Never retried."""
+
+
+class UnavailableError(TransientError):
+    """The store as a whole does not answer. It says nothing about one item, and must not become its row."""
+
+
+class AccessError(ContractError):
+    """Credentials, clock, bucket or endpoint are wrong. It says nothing about one item, and must not become
+    its row."""
 
 
 class CapacityError(SDFlowError):

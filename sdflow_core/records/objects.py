@@ -1,7 +1,8 @@
-"""The two kinds of store: a folder of this machine, and anything else that fsspec reaches.
+"""What a store is, and the store that is a folder of this machine.
 
 Keys are relative, with `/` between parts. `create` is the only write that records use: it is atomic and never
-replaces. Local stores use a temporary file and `os.link`; all others go through fsspec with `mode="create"`.
+replaces. Local stores use a temporary file and `os.link`, S3 `If-None-Match: *`, all others fsspec's
+`mode="create"`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Stat:
 
 
 class Store(ABC):
-    """Objects under keys. Values of this class hold no open connection and can be pickled."""
+    """Objects under keys. Values of this class can be pickled, and be used by many threads at once."""
 
     uri: str
 
@@ -80,12 +81,22 @@ class Store(ABC):
     def open_input(self, key: str) -> BinaryIO:
         """A seekable binary file to read from, for pyarrow. Raises NotFoundError."""
 
+    def check(self) -> None:  # noqa: B027
+        """Asks whether the store can be reached at all, before anything is begun; cheap, and soon at an end.
+
+        Raises:
+            AccessError: Credentials, clock, bucket or endpoint are wrong.
+            UnavailableError: It does not answer.
+        """
+
     def check_writable(self) -> None:
-        """Writes and removes a small object.
+        """Writes and removes a small object, after `check`.
 
         Raises:
             ContractError: The store cannot be written.
+            UnavailableError: It does not answer.
         """
+        self.check()
         key = f"tmp/probe-{uuid.uuid4().hex}"
         self.create(key, b"probe")
         self.delete(key)
@@ -110,8 +121,12 @@ def open_store(uri: str) -> Store:
         raise ContractError("the store has no address", todo="pass --store or set SDFLOW_STORE")
     if uri.startswith("file://"):
         return LocalStore(uri.removeprefix("file://"))
+    if uri.startswith(("s3://", "s3a://")):
+        from .s3_store import S3Store  # it builds on this module
+
+        return S3Store(uri)
     if "://" in uri:
-        from .remote import RemoteStore  # it builds on this module
+        from .remote import RemoteStore
 
         return RemoteStore(uri)
     return LocalStore(uri)
@@ -137,7 +152,8 @@ def write_error(error: OSError, where: str) -> SDFlowError:
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in _TRANSIENT or isinstance(error, ConnectionError | TimeoutError):
         return TransientError("writing to the store failed", found=reason, where=where)
-    todo = "free some space, or choose another store" if error.errno == errno.ENOSPC else _TODO_WRITE
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    todo = "free some space, or choose another store" if full else _TODO_WRITE
     return ContractError("the store cannot be written", found=reason, where=where, todo=todo)
 
 

@@ -1,4 +1,4 @@
-"""Any fsspec file system that is no folder of this machine: clients, settings, errors."""
+"""Any fsspec file system that is neither a folder of this machine nor S3."""
 
 from __future__ import annotations
 
@@ -12,34 +12,22 @@ from .objects import Stat, Store, checked_key, read_error, write_error
 
 
 def filesystem(uri: str) -> Any:
-    """The fsspec file system of an address, with settings that were measured to be sane."""
+    """The fsspec file system of an address."""
     import fsspec
 
     scheme = uri.partition("://")[0]
-    options: dict[str, Any] = {}
-    if scheme in ("s3", "s3a"):
-        # Listings must not be cached (others write), one GET needs no HEAD before it (max_concurrency=1), and
-        # the client's own retries times s3fs' retries made 25 requests of one permanent 503.
-        options = {
-            "use_listings_cache": False,
-            "max_concurrency": 1,
-            "config_kwargs": {
-                "max_pool_connections": 32,
-                "retries": {"mode": "standard", "total_max_attempts": 3},
-            },
-        }
     try:
-        return fsspec.filesystem(scheme, **options)
+        return fsspec.filesystem(scheme)
     except (ImportError, ValueError) as error:
         raise ContractError(
             "this kind of store is not available",
             found=f"{scheme}:// ({error})",
-            todo="install its client, for S3: pip install 'sdflow-pipeline[s3]'",
+            todo="install the fsspec client of this scheme",
         ) from error
 
 
 class RemoteStore(Store):
-    """Any other fsspec file system, built lazily and once a process: clients are not fork-safe."""
+    """Objects of a file system; built lazily and once a process: clients are not fork-safe."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
@@ -71,7 +59,7 @@ class RemoteStore(Store):
         except FileExistsError:
             return False
         except OSError as error:
-            # S3 answers 412 Precondition Failed, which s3fs turns into EINVAL.
+            # Some clients turn "the key is taken" into EINVAL.
             if error.errno == errno.EINVAL and self.exists(key):
                 return False
             raise write_error(error, self.url(key)) from error

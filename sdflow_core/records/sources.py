@@ -16,6 +16,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from .errors import ContractError, NotFoundError, SDFlowError, TransientError
 from .objects import LocalStore, Store
 from .remote import filesystem
+from .s3_source import CHANGED as _CHANGED
+from .s3_source import bytes_of, files_below, tag_of
 
 __all__ = ["MAX_FILE_BYTES", "SourceFolder", "SourceItem", "UnfitError", "open_source"]
 
@@ -27,7 +29,6 @@ _KINDS = (
     (stat_module.S_ISSOCK, "a socket, not a file"),
     (stat_module.S_ISDIR, "a link to a folder; only folders themselves are looked into"),
 )
-_CHANGED = "the file changed between listing and reading"
 _CHANGING = "the file changed while it was read"
 
 
@@ -45,7 +46,8 @@ class SourceItem:
         uri: Where it lies; `store:<key>` inside the store itself, so that a store can be moved.
         size_bytes: Its size; 0 where it cannot be known, and of what is no file.
         mtime_ns: Time of the last change, where known and of a file.
-        etag: The server's name of this version, where there is one.
+        etag: The server's name of this version, where there is one: its tag, and behind an `@` the version's
+            id where the bucket keeps versions. Exactly that version is read.
         path: Where reading finds it, in characters that every record can hold: percent-encoded where local.
     """
 
@@ -70,6 +72,9 @@ class SourceFolder:
         Raises:
             NotFoundError: There is no such folder.
         """
+        if self.uri.startswith("s3://"):
+            yield from self._list_s3()
+            return
         if "://" in self.uri:
             yield from self._list_remote()
             return
@@ -123,6 +128,16 @@ class SourceFolder:
             pass  # reading it will say why
         return SourceItem(_printable(name), self._uri(path), size, mtime, None, _encoded(path))
 
+    def _list_s3(self) -> Iterator[SourceItem]:
+        bucket = self.uri.removeprefix("s3://").partition("/")[0]
+        own = f"{self._store.uri}/" if self._store is not None else None
+        for name, found in files_below(self.uri, self._store):
+            uri = f"s3://{bucket}/{found.key}"
+            if own is not None and uri.startswith(own):
+                uri = _STORE + uri.removeprefix(own)
+            path = f"{bucket}/{found.key}"
+            yield SourceItem(name, uri, found.size_bytes, found.mtime_ns, tag_of(found), path)
+
     def _list_remote(self) -> Iterator[SourceItem]:
         fs = filesystem(self.uri)
         root = self.uri.partition("://")[2].strip("/")
@@ -152,9 +167,10 @@ class SourceFolder:
             yield SourceItem(name, uri, int(info.get("size") or 0), mtime_ns, etag, path)
 
     def read(self, item: SourceItem) -> bytes:
-        """All bytes of one file, as it was listed.
+        """All bytes of one file, as it was listed. May be called from many threads at once.
 
         Raises:
+            AccessError, UnavailableError: No matter of this file: credentials, or the server as a whole.
             NotFoundError: It is gone, or the link leads nowhere.
             TransientError: It may work later: it changed meanwhile, the disk or the network has a problem.
             ContractError: No permission.
@@ -162,6 +178,8 @@ class SourceFolder:
         """
         if item.size_bytes > MAX_FILE_BYTES:
             raise _too_large(item.size_bytes)
+        if self.uri.startswith("s3://"):
+            return bytes_of(item.path, item.etag, item.size_bytes)
         try:
             return self._read_remote(item) if "://" in self.uri else _read_local(item, _decoded(item))
         except SDFlowError:
@@ -282,6 +300,8 @@ def open_source(uri: str, store: Store | None = None) -> SourceFolder:
     uri = uri.removeprefix("file://")
     if not uri:
         raise ContractError("the source has no address", todo="name a folder or a prefix")
+    if uri.startswith("s3a://"):
+        uri = "s3" + uri.removeprefix("s3a")  # another spelling; one place has one uri
     if "://" not in uri:
         uri = os.path.abspath(Path(uri).expanduser())  # `a/../b` and `b` are one place, and one uri
         if store is None or isinstance(store, LocalStore):

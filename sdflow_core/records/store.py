@@ -2,11 +2,13 @@
 
 from .objects import LocalStore, Stat, Store, open_store
 from .remote import RemoteStore
+from .s3_store import S3Store
 from .sources import SourceFolder, SourceItem, open_source
 
 __all__ = [
     "LocalStore",
     "RemoteStore",
+    "S3Store",
     "SourceFolder",
     "SourceItem",
     "Stat",

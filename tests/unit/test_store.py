@@ -13,10 +13,13 @@ from sdflow_core.records.errors import ContractError, NotFoundError
 from sdflow_core.records.store import LocalStore, RemoteStore, Store, open_store
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(str(tmp_path / "store"))
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return open_store(f"s3://store/{uuid.uuid4().hex}/store")
     return open_store(f"memory://{uuid.uuid4().hex}/store")
 
 
