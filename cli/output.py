@@ -99,11 +99,16 @@ class Progress:
         if self._drawn is not None:
             self._drawn.update(self._task, completed=self.done)
 
+    def busy(self, share: float) -> None:
+        """Says in which share of the time the model computed: what is missing, it waited."""
+        if self._drawn is not None:
+            self._drawn.update(self._task, busy=share)
+
     def rename(self, label: str, total: int | None = None, unit: str = "images") -> None:
         """Goes on to the next phase: another label, counted from 0 in `unit`s."""
         self.done = 0
         if self._drawn is not None:
-            self._drawn.reset(self._task, description=label, total=total, unit=unit)
+            self._drawn.reset(self._task, description=label, total=total, unit=unit, busy=None)
 
 
 @contextmanager
@@ -132,7 +137,9 @@ def progress(now: State, label: str, total: int | None = None, unit: str = "imag
 
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} {task.fields.get('unit', unit)}/s")
+            busy = task.fields.get("busy")
+            model = "" if busy is None else f", model {busy:.0%} busy"
+            return Text("" if speed is None else f"{speed:.1f} {task.fields.get('unit', unit)}/s{model}")
 
     drawn = Drawn(
         TextColumn("{task.description}"),

@@ -69,7 +69,7 @@ def _run(now: State, dataset: str, rules: RefreshPolicy | None, go: bool, by: st
     now.store().check_writable()
     with prefect_server(now.store_uri), progress(now, "refresh") as bar:
         from flows.refresh import refresh as story
-        from tasks.runtime import listening
+        from tasks.runtime import listening, pace_of
 
         seen = ["", 0]
 
@@ -78,6 +78,8 @@ def _run(now: State, dataset: str, rules: RefreshPolicy | None, go: bool, by: st
                 bar.rename(what, total, "steps" if what == "train" else "images")
                 seen[:] = [what, 0]
             bar.advance(done - int(seen[1]))
+            if (pace := pace_of(what)) is not None:
+                bar.busy(pace.busy_share())
             seen[1] = done
 
         with listening(listen):

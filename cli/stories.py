@@ -43,7 +43,7 @@ def run_flow(
     if check is not None:
         check(store)
     with prefect_server(now.store_uri), progress(now, title) as bar:
-        from tasks.runtime import listening
+        from tasks.runtime import listening, pace_of
 
         phase = ["", 0]
 
@@ -52,6 +52,8 @@ def run_flow(
                 bar.rename(what, total, "steps" if what in _COUNTED_IN_STEPS else "images")
                 phase[:] = [what, 0]
             bar.advance(done - int(phase[1]))
+            if (pace := pace_of(what)) is not None:
+                bar.busy(pace.busy_share())
             phase[1] = done
 
         with listening(listen):

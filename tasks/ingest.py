@@ -13,12 +13,16 @@ from sdflow_core.records.keys import row_key, sha256_hex
 from sdflow_core.records.sources import SourceItem
 from sdflow_core.records.store import open_source
 from sdflow_core.records.tables import Table, base_schema
+from sdflow_core.streaming import Stage
 from tasks import recipes
 from tasks.ingest_plan import current_verdicts
 from tasks.plans import read_plan
-from tasks.runtime import networks_of, tick
+from tasks.runtime import networks_of
 from tasks.step import StepRun, step
+from tasks.streams import fetching, keeping, looking, shard_stream
 
+# Files that are read and not decoded yet take no more memory than this; a larger one is read alone.
+_BYTES_AHEAD = 256 * 2**20
 _BASE = [field for field in base_schema() if field.name != "run"]  # `Table` adds the run
 
 
@@ -61,30 +65,24 @@ def ingest_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     store, dataset = run.store, run.job.dataset
     networks = networks_of(store, run.job.bundle)
     recipe = run.using(recipes.ingest(networks.bundle))
-    config = recipes.ingest_config(networks.bundle)
-
-    def find(picture: Any) -> Any:
-        networks.calls["detector"] += 1
-        return networks.detector.find(picture)
-
-    sources: dict[str, dict[str, Any]] = {}
-    faces: dict[str, dict[str, Any]] = {}
     items = read_plan(store, plan)
     table = Table(store, dataset, "sources")
     current, held = current_verdicts(table, recipe), table.held(recipe)
-    for number, item in enumerate(items, start=1):
-        tick("ingest", number, len(items))
-        now = current.get(item["uri"])
-        row, face = _one(run, item, recipe, find, config, now)
-        if now is not None and row["row_key"] in held and _other(now, row):
-            # A consent or a version that was in force before and is again: the old row cannot become the
-            # latest once more, so the verdict gets a row of its own. Likewise for the same bytes with
-            # another time, which would else be read again every night.
-            row["inputs"] = [*row["inputs"], now["row_key"]]
-            row["row_key"] = row_key(recipe, row["inputs"])
-        sources[row["row_key"]] = row
-        if face is not None:
-            faces.setdefault(face["row_key"], face)
+    looking_at = _Looking(run, recipe, networks, current, {item["source"] for item in items})
+    sources: dict[str, dict[str, Any]] = {}
+    faces: dict[str, dict[str, Any]] = {}
+    with shard_stream(run, "ingest", items, looking_at.stages(), len(items), model="judge") as results:
+        for row, face in results:
+            now = current.get(row["uri"])
+            if now is not None and row["row_key"] in held and _other(now, row):
+                # A consent or a version that was in force before and is again: the old row cannot become the
+                # latest once more, so the verdict gets a row of its own. Likewise for the same bytes with
+                # another time, which would else be read again every night.
+                row["inputs"] = [*row["inputs"], now["row_key"]]
+                row["row_key"] = row_key(recipe, row["inputs"])
+            sources[row["row_key"]] = row
+            if face is not None:
+                faces.setdefault(face["row_key"], face)
     if len(sources) != len(items):
         raise ContractError("a source was listed twice", expected=f"{len(items)} rows", found=len(sources))
     if faces:
@@ -102,34 +100,94 @@ def _source_id(uri: str, version: str) -> str:
     return sha256_hex(f"{uri}\n{version}".encode())
 
 
-def _judge(
-    run: StepRun, item: dict[str, Any], find: Any, config: Any, now: dict[str, Any] | None
-) -> tuple[Any, str]:
-    """Verdict and face id of one source; bytes that were judged before are neither read nor decoded again."""
-    from sdflow_core.faces.ingestion import Verdict, judge_source
+class _Looking:
+    """What the stages of an ingest shard do; every method is called by several threads."""
 
-    known = item["known"]
-    if known is not None and item["why"]:
-        return Verdict("dropped", item["why"], known["image_id"]), ""
-    if known is not None and known["judged"]:
-        return Verdict(known["status"], known["reason"], known["image_id"]), known["face_id"]
-    folder = open_source(item["source"], run.store)
-    listed = SourceItem(
-        item["name"], item["uri"], item["size_bytes"], item["mtime_ns"], item["etag"], item["path"]
-    )
-    try:
-        data = folder.read(listed)
-    except (AccessError, UnavailableError):
-        raise  # no matter of this file: the shard is tried again, or the story ends with one clear message
-    except SDFlowError as error:
-        return judge_source(_raising(error), find, config), ""
-    image_id = sha256_hex(data)
-    judged = now is not None and now["image_id"] == image_id and now["consent"] and now["status"] != "failed"
-    if now is not None and judged and not item["why"]:
-        # another time in the folder's listing, the same bytes: nothing to look at again
-        return Verdict(now["status"], now["reason"], image_id), now["face_id"]
-    verdict = judge_source(lambda: data, find, config, item["why"])
-    return verdict, f"{verdict.image_id}#0" if verdict.face is not None else ""
+    def __init__(
+        self, run: StepRun, recipe: str, networks: Any, current: dict[str, dict[str, Any]], sources: set[str]
+    ) -> None:
+        self.store, self.recipe, self.networks, self.current = run.store, recipe, networks, current
+        self.config = recipes.ingest_config(networks.bundle)
+        self.folders = {source: open_source(source, run.store) for source in sources}
+
+    def stages(self) -> list[Stage]:
+        """Files are read ahead, up to a number and a sum of bytes; crops are written behind."""
+        return [
+            fetching(self.fetch, ahead=32, weigh=_bytes_to_read, most=_BYTES_AHEAD),
+            looking("judge", self.judge),
+            keeping(self.keep),
+        ]
+
+    def fetch(self, item: dict[str, Any]) -> tuple[dict[str, Any], bytes | SDFlowError | None]:
+        """The item, and its bytes or why there are none; None where its verdict is known without them."""
+        if _is_known(item):
+            return item, None
+        listed = SourceItem(
+            item["name"], item["uri"], item["size_bytes"], item["mtime_ns"], item["etag"], item["path"]
+        )
+        try:
+            return item, self.folders[item["source"]].read(listed)
+        except (AccessError, UnavailableError):
+            raise  # no matter of this file: the shard is tried again, or the story ends with one message
+        except SDFlowError as error:
+            return item, error
+
+    def judge(
+        self, read: tuple[dict[str, Any], bytes | SDFlowError | None]
+    ) -> tuple[dict[str, Any], dict[str, Any] | None, bytes]:
+        """Row of one source, and of its face with the file of the crop when one was found just now."""
+        item, data = read
+        verdict, face_id = self._verdict(item, data)
+        row = _source_row(self.recipe, item, verdict, face_id)
+        if verdict.face is None:
+            return row, None, b""
+        face, crop = _face_row(self.recipe, verdict.image_id, face_id, verdict.face)
+        return row, face, crop
+
+    def keep(
+        self, judged: tuple[dict[str, Any], dict[str, Any] | None, bytes]
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Crops lie in the store before the rows that name them are committed."""
+        row, face, crop = judged
+        if face is not None:
+            self.store.create(face["crop"], crop)
+        return row, face
+
+    def _verdict(self, item: dict[str, Any], data: bytes | SDFlowError | None) -> tuple[Any, str]:
+        """Verdict and face id of one source; bytes that were judged before are not decoded again."""
+        from sdflow_core.faces.ingestion import Verdict, judge_source
+
+        known = item["known"]
+        if data is None and item["why"]:
+            return Verdict("dropped", item["why"], known["image_id"]), ""
+        if data is None:
+            return Verdict(known["status"], known["reason"], known["image_id"]), known["face_id"]
+        if isinstance(data, SDFlowError):
+            return judge_source(_raising(data), self._find, self.config), ""
+        image_id, now = sha256_hex(data), self.current.get(item["uri"])
+        judged = (
+            now is not None and now["image_id"] == image_id and now["consent"] and now["status"] != "failed"
+        )
+        if now is not None and judged and not item["why"]:
+            # another time in the folder's listing, the same bytes: nothing to look at again
+            return Verdict(now["status"], now["reason"], image_id), now["face_id"]
+        verdict = judge_source(lambda: data, self._find, self.config, item["why"])
+        return verdict, f"{verdict.image_id}#0" if verdict.face is not None else ""
+
+    def _find(self, picture: Any) -> Any:
+        from sdflow_core.faces.networks import count_call
+
+        count_call(self.networks.calls, "detector")
+        return self.networks.detector.find(picture)
+
+
+def _is_known(item: dict[str, Any]) -> bool:
+    """Whether the verdict follows from the records: these very bytes were judged, or are refused."""
+    return item["known"] is not None and bool(item["why"] or item["known"]["judged"])
+
+
+def _bytes_to_read(item: dict[str, Any]) -> int:
+    return 0 if _is_known(item) else int(item["size_bytes"] or 0)
 
 
 def _raising(error: SDFlowError) -> Any:
@@ -139,18 +197,13 @@ def _raising(error: SDFlowError) -> Any:
     return read
 
 
-def _one(
-    run: StepRun, item: dict[str, Any], recipe: str, find: Any, config: Any, now: dict[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Row of one source, and of its face when one was found just now."""
-    verdict, face_id = _judge(run, item, find, config, now)
+def _source_row(recipe: str, item: dict[str, Any], verdict: Any, face_id: str) -> dict[str, Any]:
     known = (item["known"] or {}).get("version")
     unread = f"unread-{item['size_bytes']}-{item['mtime_ns']}"
     version = item["etag"] or known or verdict.image_id or unread
     source_id = _source_id(item["uri"], version)
-    face = verdict.face
     inputs = [source_id, item["consent"]]
-    row = {
+    return {
         "row_key": row_key(recipe, inputs),
         "recipe": recipe,
         "status": verdict.status,
@@ -169,17 +222,13 @@ def _one(
         "consent_attributes": item["attributes"],
         "consent_expires": item["expires"],
     }
-    if face is None:
-        return row, None
-    return row, _face_row(run, recipe, verdict.image_id, face_id, face)
 
 
-def _face_row(run: StepRun, recipe: str, image_id: str, face_id: str, face: Any) -> dict[str, Any]:
+def _face_row(recipe: str, image_id: str, face_id: str, face: Any) -> tuple[dict[str, Any], bytes]:
+    """Row of a face, and the file of its crop."""
     from sdflow_core.faces.pixels import pixel_digest, png_bytes
 
-    key = f"private/crops/{recipe[:16]}/{image_id}-0.png"
-    run.store.create(key, png_bytes(face.crop, None))
-    return {
+    row = {
         "row_key": row_key(recipe, [face_id]),
         "recipe": recipe,
         "status": "kept",
@@ -189,7 +238,8 @@ def _face_row(run: StepRun, recipe: str, image_id: str, face_id: str, face: Any)
         "image_id": image_id,
         "quad": np.asarray(face.quad).ravel().tolist(),
         "points": np.asarray(face.points).ravel().tolist(),
-        "crop": key,
+        "crop": f"private/crops/{recipe[:16]}/{image_id}-0.png",
         "crop_sha256": pixel_digest(face.crop),
         "score": face.score,
     }
+    return row, png_bytes(face.crop, None)

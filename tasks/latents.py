@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from sdflow_core.records.config import DatasetRef, PlanRef
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import row_key
 from sdflow_core.records.tables import BASE_COLUMNS, Table, wplus_column
+from sdflow_core.streaming import Stage, Through, batched, flattened
 from tasks import recipes
 from tasks.consented import consented_faces
 from tasks.plans import Shards, read_plan, write_plans
 from tasks.runtime import load_bundle, networks_of, settings
 from tasks.step import StepRun, step
+from tasks.streams import fetching, looking, modelling, shard_stream
 
 _NAMES = [*(name for name in BASE_COLUMNS if name != "run"), "face_id"]
 
@@ -57,11 +60,14 @@ def plan_label(run: StepRun) -> Shards:
     return _plan(run, "labels", run.using(recipes.label(load_bundle(run.store, run.job.bundle))))
 
 
-def read_crops(run: StepRun, keys: list[str]) -> Any:
-    """Aligned crops as uint8 [N, H, W, 3]."""
+def _crops_ahead(run: StepRun, batch_rows: int) -> list[Stage | Through]:
+    """Stages that turn rows of faces into batches of crops, uint8 [H, W, 3], while the model works."""
     from sdflow_core.faces.pixels import read_png
 
-    return np.stack([read_png(run.store.read(key)) for key in keys])
+    def fetch(row: dict[str, Any]) -> bytes:
+        return run.store.read(row["crop"])
+
+    return [fetching(fetch, ahead=batch_rows), looking("decode", read_png), batched(batch_rows)]
 
 
 def _base_columns(rows: list[dict[str, Any]], recipe: str, reasons: list[str]) -> list[Any]:
@@ -86,12 +92,31 @@ def invert_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     recipe = run.using(recipes.invert(load_bundle(run.store, run.job.bundle)))
     networks = networks_of(run.store, run.job.bundle)
     rows = read_plan(run.store, plan)
-    crops = read_crops(run, [r["crop"] for r in rows])
-    codes = networks.encode(crops)
+
+    def encode(pictures: list[Any]) -> tuple[Any, Any, Any]:
+        crops = np.stack(pictures)
+        codes = networks.encode(crops)
+        return crops, codes, networks.render(torch.from_numpy(codes))
+
+    def measure(batch: tuple[Any, Any, Any]) -> Iterator[tuple[Any, float]]:
+        crops, codes, rendered = batch
+        # torch adds up a lone row in another order than one of several: a row must not depend on neighbours
+        index = torch.arange(max(2, len(crops))).clamp_max(len(crops) - 1)
+        psnr = inversion_psnr(to_tensor(crops)[index], rendered[index])[: len(crops)]
+        return zip(codes, psnr.numpy().astype(np.float32), strict=True)
+
+    stages = [
+        *_crops_ahead(run, networks.micro_batch),
+        modelling(encode),
+        Stage("measure", measure),
+        flattened(),
+    ]
+    with shard_stream(run, "invert", rows, stages, len(rows)) as results:
+        done = list(results)
+    codes, psnr = np.stack([code for code, _ in done]), np.array([value for _, value in done], np.float32)
     finite = np.all(np.isfinite(codes), axis=(1, 2))
-    psnr = inversion_psnr(to_tensor(crops), networks.render(torch.from_numpy(codes))).numpy()
     reasons = ["" if ok else "the encoder gave numbers that are not finite" for ok in finite]
-    columns = [*_base_columns(rows, recipe, reasons), wplus_column(codes), pa.array(psnr.astype(np.float32))]
+    columns = [*_base_columns(rows, recipe, reasons), wplus_column(codes), pa.array(psnr)]
     names = [*_NAMES, "w_plus", "reconstruction_psnr_db"]
     return Table(run.store, run.job.dataset, "latents").commit(pa.table(columns, names=names), run=run.run)
 
@@ -104,7 +129,13 @@ def label_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     recipe = run.using(recipes.label(load_bundle(run.store, run.job.bundle)))
     networks = networks_of(run.store, run.job.bundle)
     rows = read_plan(run.store, plan)
-    scores = networks.scores(to_tensor(read_crops(run, [r["crop"] for r in rows]))).numpy()
+
+    def score(pictures: list[Any]) -> Any:
+        return networks.scores(to_tensor(np.stack(pictures))).numpy()
+
+    stages = [*_crops_ahead(run, networks.micro_batch), modelling(score), flattened()]
+    with shard_stream(run, "label", rows, stages, len(rows)) as results:
+        scores = np.stack(list(results))
     attributes = networks.bundle.attributes
     columns = [
         *_base_columns(rows, recipe, [""] * len(rows)),

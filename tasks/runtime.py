@@ -20,6 +20,7 @@ from sdflow_core.records.store import Store, open_store
 if TYPE_CHECKING:
     from sdflow_core.faces.networks import Networks
     from sdflow_core.method.editor import Editor
+    from sdflow_core.streaming import Pace
     from sdflow_core.weights.model_store import Bundle
 
 CALLS: Counter[str] = Counter()  # network calls of this process, by network; the demo prints their sum
@@ -41,6 +42,9 @@ class Settings(BaseSettings):
         cpus_per_task: Of a node, for one shard task.
         gpu_limit: Global concurrency limit of the Prefect server that guards the device; empty: none. The
             deployments set it.
+        io_threads: Threads of a shard task that read from sources and the store, and as many that write.
+        pixel_threads: Threads of a shard task that decode, align, encode and hash; 0: one a core. A picture
+            of the largest size allowed takes a few hundred megabytes in each while it is decoded.
     """
 
     model_config = SettingsConfigDict(env_prefix="SDFLOW_", frozen=True, extra="ignore")
@@ -55,6 +59,8 @@ class Settings(BaseSettings):
     gpus_per_task: float | None = Field(default=None, ge=0)
     cpus_per_task: float = Field(default=1, ge=0)
     gpu_limit: str = ""
+    io_threads: int = Field(default=16, ge=1)
+    pixel_threads: int = Field(default=0, ge=0)
 
     @property
     def gpus(self) -> float:
@@ -225,12 +231,20 @@ def forget_models() -> None:
 
 
 _listeners: list[Callable[[str, int, int], None]] = []
+_paces: dict[str, Pace] = {}
 
 
-def tick(what: str, done: int, total: int) -> None:
-    """Tell whoever listens (the command line's progress bar) how far a step is."""
+def tick(what: str, done: int, total: int, pace: Pace | None = None) -> None:
+    """Tell whoever listens (the command line's progress bar) how far a step is, and at what pace."""
+    if pace is not None:
+        _paces[what] = pace
     for listener in _listeners:
         listener(what, done, total)
+
+
+def pace_of(what: str) -> Pace | None:
+    """The pace at which a step of this process went when it last ticked; None where it has told none."""
+    return _paces.get(what)
 
 
 @contextmanager

@@ -90,6 +90,7 @@ def _emit(run: StepRun, event: Any, **facts: Any) -> None:
         config=facts.get("config"),
         error=facts.get("error"),
         place=place(),
+        figures=facts.get("figures"),
     )
 
 

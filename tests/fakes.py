@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class FakeNetworks:
         bundle: Whose attributes and resolution count.
         seconds_per_row: network -> what one row shall take; they sleep so long.
         rows: network -> rows it was called for.
+        micro_batch: Rows that a shard task hands over at a time.
         spent: Seconds that were slept, and what little the fakes themselves cost.
     """
 
@@ -35,7 +37,9 @@ class FakeNetworks:
     seconds_per_row: dict[str, float] = field(default_factory=dict[str, float])
     calls: Counter[str] = field(default_factory=Counter[str])
     rows: Counter[str] = field(default_factory=Counter[str])
+    micro_batch: int = 16
     spent: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def detector(self) -> FakeNetworks:
@@ -71,10 +75,11 @@ class FakeNetworks:
         return self._after(started, "labeller", len(images), scores[:, None].repeat(1, names))
 
     def _after(self, started: float, name: str, rows: int, answer: Any) -> Any:
-        self.calls[name] += 1
-        self.rows[name] += rows
         left = rows * self.seconds_per_row.get(name, 0.0) - (time.perf_counter() - started)
         if left > 0:
             time.sleep(left)
-        self.spent += time.perf_counter() - started
+        with self._lock:  # the detector is called by several threads
+            self.calls[name] += 1
+            self.rows[name] += rows
+            self.spent += time.perf_counter() - started
         return answer

@@ -153,11 +153,14 @@ class Detector(ModelFile):
         size = max(1, round(around.shape[1] * factor)), max(1, round(around.shape[0] * factor))
         kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         small = np.asarray(cv2.resize(around, size, interpolation=kind), dtype=np.uint8)
-        scores = [
-            max((found.score for found in self._look(np.rot90(small, turn), _TURN_SIDE_PX)), default=0.0)
-            for turn in range(4)
-        ]
-        return max(scores[1:]) > max(scores[0], face.score) + _TURN_MARGIN
+
+        def score(turn: int) -> float:
+            found = self._look(np.rot90(small, turn), _TURN_SIDE_PX)
+            return max((face.score for face in found), default=0.0)
+
+        turned = max(score(1), score(2), score(3))
+        # upright it is looked at last: most faces score so well where they stand that this decides nothing
+        return turned > face.score + _TURN_MARGIN and turned > score(0) + _TURN_MARGIN
 
     def _look(self, image: NDArray[np.uint8], long_side_px: int) -> list[Face]:
         height, width = image.shape[:2]

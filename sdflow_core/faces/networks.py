@@ -6,6 +6,7 @@ last row, so that every call of a network sees the same shape.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
@@ -23,6 +24,14 @@ from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.model_store import Bundle, ModelStore
 
 Pixels = npt.NDArray[np.uint8]
+
+_counting = threading.Lock()
+
+
+def count_call(calls: Counter[str], name: str, count: int = 1) -> None:
+    """Count calls of a network; of detector and identity several threads call at a time."""
+    with _counting:
+        calls[name] += count
 
 
 def to_tensor(images: Pixels) -> Tensor:
@@ -136,7 +145,7 @@ class Networks:
                     part = torch.cat([part, part[-1:].expand(size - count, *part.shape[1:])])
                 if part.ndim == 4:
                     part = part.contiguous(memory_format=torch.channels_last)
-                self.calls[name] += 1
+                count_call(self.calls, name)
                 out.append(call(part.to(self.device)).float().cpu()[:count])
         return torch.cat(out)
 
@@ -158,5 +167,5 @@ class Networks:
 
     def embed(self, images: Pixels, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Crops uint8 [N, H, W, 3] and points [N, 5, 2] px -> unit vectors [N, 128]."""
-        self.calls["identity"] += len(images)
+        count_call(self.calls, "identity", len(images))
         return self.identity.embed(images, points)

@@ -20,6 +20,9 @@ __all__ = ["MAX_PIXELS", "pixel_digest", "png_bytes", "read_png", "read_text"]
 
 MAX_PIXELS = 50_000_000
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LEVEL = (
+    4  # of zlib: faces of 256 px take a third of the time of level 6 (5.5 against 15 ms) and 5 % more bytes
+)
 _MAX_KEYWORD = 79  # PNG 1.2, section 4.2.3
 
 
@@ -70,7 +73,9 @@ def png_bytes(image: NDArray[np.uint8], text: Mapping[str, str] | None = None) -
             )
         chunks.add_itxt(keyword, value)
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(out, format="PNG", pnginfo=chunks, compress_level=6)
+    Image.fromarray(np.ascontiguousarray(image)).save(
+        out, format="PNG", pnginfo=chunks, compress_level=_LEVEL
+    )
     return out.getvalue()
 
 

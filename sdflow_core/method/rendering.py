@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sdflow_core.faces.networks import Networks, to_uint8
+from sdflow_core.faces.networks import Networks, count_call, to_uint8
 from sdflow_core.method.editing import search_strength
 from sdflow_core.method.editor import Editor
 from sdflow_core.method.request import EditConfig, Target, Variant, check_variant
 
 __all__ = [
+    "DrawnEdits",
     "EditConfig",
     "RenderedEdits",
     "Target",
     "Variant",
     "check_variant",
+    "draw_edits",
+    "gate",
+    "identities",
     "render_edits",
     "wanted_scores",
 ]
 
 
 @dataclass(frozen=True)
-class RenderedEdits:
-    """Edits of B rows, in the order of the input."""
+class DrawnEdits:
+    """Edits of B rows as the networks of the device gave them, in the order of the input; not gated yet."""
 
     w_plus: Tensor  # [B, L, D]
     before: npt.NDArray[np.uint8]  # [B, H, W, 3] reconstructions
@@ -39,6 +43,14 @@ class RenderedEdits:
     judge_before: Tensor  # [B, A] by the judge: reported, never steering
     judge_after: Tensor
     strength: Tensor  # [B]
+    reached: Tensor  # [B] bool, whether the target was reached
+    drift: Tensor  # [B] mean change of the labels that were to stay
+
+
+@dataclass(frozen=True)
+class RenderedEdits(DrawnEdits):
+    """Edits with their metrics and gates."""
+
     identity: npt.NDArray[np.float32]  # [B] cosine of edit and reconstruction
     gate: list[str]  # [B] "" or why a person has to look first
 
@@ -58,9 +70,7 @@ def render_edits(
     variant: Variant,
     config: EditConfig,
 ) -> RenderedEdits:
-    """Edit a batch of codes by one variant.
-
-    Several attributes are edited one after another, each search starting from the codes of the one before.
+    """Edit a batch of codes by one variant, and measure the edits: `draw_edits`, then `identities`, `gate`.
 
     Args:
         networks: Of the editor's bundle.
@@ -72,6 +82,25 @@ def render_edits(
 
     Raises:
         ContractError: An unknown attribute, or codes that do not fit.
+    """
+    drawn = draw_edits(networks, editor, w_plus, variant, config)
+    identity = identities(networks, drawn.before, drawn.after, points)
+    gates = [
+        gate(bool(r), float(i), float(d), config)
+        for r, i, d in zip(drawn.reached, identity, drawn.drift, strict=True)
+    ]
+    return RenderedEdits(
+        **{item.name: getattr(drawn, item.name) for item in fields(drawn)}, identity=identity, gate=gates
+    )
+
+
+def draw_edits(
+    networks: Networks, editor: Editor, w_plus: Tensor, variant: Variant, config: EditConfig
+) -> DrawnEdits:
+    """What the device does for a batch of edits. Identity and gates are left to other threads.
+
+    Several attributes are edited one after another, each search starting from the codes of the one before.
+    Arguments and errors: see `render_edits`.
     """
     attributes = editor.attributes
     check_variant(variant, attributes)
@@ -97,7 +126,7 @@ def render_edits(
             scores_before=labels,
             micro_batch=config.micro_batch,
         )
-        networks.calls["flow"] += 1
+        count_call(networks.calls, "flow")
         codes, pictures, labels = found.edited.w_plus, found.images, found.scores
         s = networks.batched("semantic_encoder", editor.encode_semantics, pictures)
         strength = torch.maximum(strength, found.strength)
@@ -105,30 +134,36 @@ def render_edits(
         # not the gate's
         side = torch.where(wanted >= 0.5, labels[:, index] >= 0.5, labels[:, index] < 0.5)
         reached &= found.reached | side
-    before, after = to_uint8(reconstruction), to_uint8(pictures)
-    identity = (networks.embed(before, points) * networks.embed(after, points)).sum(1)
     held = [i for i, name in enumerate(attributes) if name not in variant.targets]
     drift = (labels - labels_before).abs()[:, held].mean(1) if held else torch.zeros(len(labels))
-    return RenderedEdits(
-        codes,
-        before,
-        after,
-        s_before,
-        s,
-        labels_before,
-        labels,
-        networks.judged(reconstruction),
-        networks.judged(pictures),
-        strength,
-        identity,
-        [
-            _gate(bool(r), float(i), float(d), config)
-            for r, i, d in zip(reached, identity, drift, strict=True)
-        ],
+    return DrawnEdits(
+        w_plus=codes,
+        before=to_uint8(reconstruction),
+        after=to_uint8(pictures),
+        s_before=s_before,
+        s_after=s,
+        labels_before=labels_before,
+        labels_after=labels,
+        judge_before=networks.judged(reconstruction),
+        judge_after=networks.judged(pictures),
+        strength=strength,
+        reached=reached,
+        drift=drift,
     )
 
 
-def _gate(reached: bool, identity: float, drift: float, config: EditConfig) -> str:
+def identities(
+    networks: Networks,
+    before: npt.NDArray[np.uint8],
+    after: npt.NDArray[np.uint8],
+    points: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float32]:
+    """Cosines [B] of edits and reconstructions [B, H, W, 3] with points [B, 5, 2]; a row hangs on itself."""
+    return (networks.embed(before, points) * networks.embed(after, points)).sum(1)
+
+
+def gate(reached: bool, identity: float, drift: float, config: EditConfig) -> str:
+    """Why a person has to look first; empty where nothing speaks against the edit."""
     if not reached:
         return "the edit did not reach its target at the greatest strength"
     if identity < config.min_identity:

@@ -57,6 +57,7 @@ class Lineage:
         config: dict[str, Any] | None,
         error: str | None = None,
         place: dict[str, Any] | None = None,
+        figures: Mapping[str, float] | None = None,
     ) -> str:
         """Writes one event.
 
@@ -72,6 +73,7 @@ class Lineage:
             config: What was asked.
             error: For FAIL and ABORT, in words.
             place: Where in a cluster it runs; names no host.
+            figures: How fast it went; plain numbers.
 
         Returns:
             The event's key.
@@ -94,6 +96,8 @@ class Lineage:
         }
         if place:
             run_facets["sdflow"]["place"] = place
+        if figures:
+            run_facets["sdflow"]["figures"] = dict(figures)
         if parent is not None:
             run_facets["parent"] = {
                 "run": {"runId": parent},

@@ -201,6 +201,22 @@ class Table:
         found = cast("list[dict[str, Any]]", self._take(shard, [row], None).to_pylist())
         return found[0]
 
+    def locate(self, row_keys: Sequence[str]) -> list[tuple[Shard, int]]:
+        """Shard of each row, and its place there; see `picking.pick_rows`.
+
+        Raises:
+            NotFoundError: Some of them were never committed.
+        """
+        with self.journal.lock:
+            index = self._refresh()
+            absent = [key for key in row_keys if key not in index.place]
+            if absent:
+                raise NotFoundError(
+                    "rows are not in the table", where=self.root, expected=len(row_keys), found=len(absent)
+                )
+            places = [index.place[key] for key in row_keys]
+            return [(index.shards[number], row) for number, row in places]
+
     def verify(self, *, verify_journal: bool = True) -> int:
         """Reads every shard again and compares it with the hash in its journal entry.
 
