@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, cast
+
+import pyarrow as pa
 
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
@@ -16,14 +19,19 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-def kept_sources(store: Store, dataset: str, recipe: str) -> list[dict[str, Any]]:
-    """The addresses whose latest verdict is `kept`; `recipe` is that of `ingest`.
+def kept_table(store: Store, dataset: str, recipe: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of the addresses whose latest verdict is `kept`; `recipe` is that of `ingest`.
 
     A file that was replaced under its address is out with that: only its newest version is a source.
     """
-    columns = ["source_id", "uri", "image_id", "face_id", *_CONSENT]
     table = Table(store, dataset, "sources")
-    return table.read(recipe=recipe, latest_by="uri", statuses=["kept"], columns=columns).to_pylist()
+    return table.read(recipe=recipe, latest_by="uri", statuses=["kept"], columns=columns)
+
+
+def kept_sources(store: Store, dataset: str, recipe: str) -> list[dict[str, Any]]:
+    """`kept_table` as mappings, for those who need all of it."""
+    columns = ["source_id", "uri", "image_id", "face_id", *_CONSENT]
+    return kept_table(store, dataset, recipe, columns).to_pylist()
 
 
 def ended(source: dict[str, Any], day: date) -> str:
@@ -32,11 +40,25 @@ def ended(source: dict[str, Any], day: date) -> str:
     return f"consent ended on {expires}" if expires and date.fromisoformat(expires) < day else ""
 
 
-def consented_faces(store: Store, dataset: str, recipe: str) -> set[str]:
-    """Faces that at least one source shows whose consent holds today.
+def consented_column(store: Store, dataset: str, recipe: str) -> Any:
+    """Faces that at least one source shows whose consent holds today, as an arrow column; some twice.
 
     Latents, labels and editors are made of these alone: a face that nobody consents to any more stays in the
     records, but nothing new is computed from it.
     """
+    import pyarrow.compute as compute
+
     day = today()
-    return {s["face_id"] for s in kept_sources(store, dataset, recipe) if not ended(s, day)}
+    rows = kept_table(store, dataset, recipe, ["face_id", "consent_expires"])
+    expires: Any = rows.column("consent_expires")
+    over = [text for text in expires.unique().to_pylist() if ended({"consent_expires": text}, day)]
+    faces: Any = rows.column("face_id")
+    if not over:
+        return faces
+    gone: Any = cast(Any, compute).is_in(expires, value_set=pa.array(over, pa.string()))
+    return faces.filter(cast(Any, compute).invert(gone))
+
+
+def consented_faces(store: Store, dataset: str, recipe: str) -> set[str]:
+    """`consented_column` as a set."""
+    return set(consented_column(store, dataset, recipe).to_pylist())

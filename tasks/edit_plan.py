@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from sdflow_core.records.announced import announced_runs, announced_time, spell_document, spell_list
 from sdflow_core.records.config import Config
-from sdflow_core.records.decisions import edit_runs
 from sdflow_core.records.errors import ContractError
-from sdflow_core.records.keys import canonical_json, row_key, sha256_hex
+from sdflow_core.records.keys import canonical_json, sha256_hex
+from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
-from sdflow_core.records.waiting import time_of
 from tasks import recipes
-from tasks.consented import ended, kept_sources, today
 from tasks.plans import Shards, write_plans
 from tasks.runtime import load_bundle, settings
 from tasks.step import StepRun, step
+from tasks.wanted_edits import Wanted, wanted_edits
 
 
 class EditPlan(Config):
@@ -93,12 +97,13 @@ def _checked(run: StepRun, variants: tuple[Any, ...], config: Any) -> tuple[Any,
     return bundle, run.using(recipes.edit(bundle, config))
 
 
-def _edit_run(dataset: str, recipe: str, edit_ids: list[str]) -> str:
-    return sha256_hex(canonical_json([dataset, recipe, edit_ids]))[:12]
+def _edit_run(dataset: str, recipe: str, ids: bytes) -> str:
+    """Id of a run: the beginning of the hash of `[dataset, recipe, edit_ids]`."""
+    return sha256_hex(canonical_json([dataset, recipe])[:-1] + b"," + ids + b"]")[:12]
 
 
 def _announce(
-    run: StepRun, edit_run: str, recipe: str, bundle: Any, variants: tuple[Any, ...], edit_ids: list[str]
+    run: StepRun, edit_run: str, recipe: str, bundle: Any, variants: tuple[Any, ...], ids: bytes
 ) -> None:
     """Keep what an edit run is about, before its first picture."""
     document = {
@@ -107,13 +112,12 @@ def _announce(
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": recipe,
         "requests": [v.model_dump(mode="json")["targets"] for v in variants],
-        "edit_ids": edit_ids,
         "bundle": run.job.bundle,
         "editor": bundle.editor,
         "attributes": list(bundle.attributes),
         "sheet": f"private/edit_runs/{edit_run}/sheet.png",
     }
-    run.store.create(f"private/edit_runs/{edit_run}.json", canonical_json(document))
+    run.store.create(f"private/edit_runs/{edit_run}.json", spell_document(document, ids))
 
 
 @step("plan edit")
@@ -121,20 +125,27 @@ def plan_edit(run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: boo
     """Cross kept sources with variants, check consent, plan what the table lacks; dry runs write nothing."""
     store, dataset = run.store, run.job.dataset
     bundle, recipe = _checked(run, variants, config)
-    items = _wanted(run, variants, recipe, bundle)
-    edit_ids = sorted(item["row_key"] for item in items)
-    edit_run = _edit_run(dataset, recipe, edit_ids)
-    held = Table(store, dataset, "edits").held(recipe)
-    missing = [{**item, "edit_run": edit_run} for item in items if item["row_key"] not in held]
-    refused = sum(bool(item["refused"]) for item in missing)
-    counts: dict[str, Any] = {"wanted": len(items), "held": len(items) - len(missing), "recipe": recipe}
+    wanted = wanted_edits(store, dataset, variants, recipe, bundle)
+    ids = spell_list(wanted.keys)
+    edit_run = _edit_run(dataset, recipe, ids)
+    table = Table(store, dataset, "edits")
+    missing = wanted.numbers(~table.holds(wanted.keys, recipe))
+    counts: dict[str, Any] = {
+        "wanted": len(wanted.keys),
+        "held": len(wanted.keys) - len(missing),
+        "recipe": recipe,
+    }
     if dry_run:
-        return EditPlan(edit_run=edit_run, refused=refused, shards=Shards(shards=(), **counts))
-    _announce(run, edit_run, recipe, bundle, variants, edit_ids)
-    if not missing:
-        run.reused(Table(store, dataset, "edits").ref(recipe))
-    plans = write_plans(run, missing, settings().shard_rows)
-    return EditPlan(edit_run=edit_run, refused=refused, shards=Shards(shards=plans, **counts))
+        return EditPlan(
+            edit_run=edit_run, refused=wanted.refused(missing), shards=Shards(shards=(), **counts)
+        )
+    _announce(run, edit_run, recipe, bundle, variants, ids)
+    if not len(missing):
+        run.reused(table.ref(recipe))
+    items = ({**item, "edit_run": edit_run} for item in wanted.items(missing))
+    counting = _Counting(items)
+    plans = write_plans(run, counting, settings().shard_rows)
+    return EditPlan(edit_run=edit_run, refused=counting.refused, shards=Shards(shards=plans, **counts))
 
 
 @step("plan edit")
@@ -146,91 +157,69 @@ def plan_queue(run: StepRun, variants: tuple[Any, ...], config: Any) -> QueuePla
     """
     store, dataset = run.store, run.job.dataset
     bundle, recipe = _checked(run, variants, config)
-    items = _wanted(run, variants, recipe, bundle)
-    wanted = {item["row_key"] for item in items}
-    held = Table(store, dataset, "edits").held(recipe)
-    announced: dict[str, str] = {}
-    bare: set[str] = set()
-    for earlier in sorted(edit_runs(store), key=lambda one: (time_of(store, one), one.edit_run)):
-        mine = earlier.dataset == dataset and earlier.document["recipe"] == recipe
-        # a run that lacks edits which nobody wants any more can never be finished: it announces nothing
-        if mine and all(key in held or key in wanted for key in earlier.edit_ids):
-            for key in earlier.edit_ids:
-                announced.setdefault(key, earlier.edit_run)
-            if not store.exists(earlier.document["sheet"]):
-                bare.add(earlier.edit_run)  # killed between its last row and its sheet
-    new = sorted(wanted - announced.keys())
-    new_run = _edit_run(dataset, recipe, new)
-    missing = [
-        {**item, "edit_run": announced.get(item["row_key"], new_run)}
-        for item in items
-        if item["row_key"] not in held
-    ]
-    if new:
-        _announce(run, new_run, recipe, bundle, variants, new)
-    if not missing:
-        run.reused(Table(store, dataset, "edits").ref(recipe))
-    touched = bare | {item["edit_run"] for item in missing} | ({new_run} if new else set())
+    wanted = wanted_edits(store, dataset, variants, recipe, bundle)
+    table = Table(store, dataset, "edits")
+    lacking = ~table.holds(wanted.keys, recipe)
+    runs, bare, by = _announced(store, dataset, recipe, table, wanted)
+    is_new = by < 0
+    ids = spell_list(wanted.keys.take(is_new))
+    new_run = _edit_run(dataset, recipe, ids)
+    if is_new.any():
+        _announce(run, new_run, recipe, bundle, variants, ids)
+    missing, run_of = wanted.numbers(lacking), [*runs, new_run]  # -1 is the last one: the new run
+    by_number = np.empty(len(wanted.keys), np.int32)
+    by_number[wanted.order] = by
+    if not len(missing):
+        run.reused(table.ref(recipe))
+    announced = by_number[missing].tolist()
+    items = (
+        {**item, "edit_run": run_of[at]} for item, at in zip(wanted.items(missing), announced, strict=True)
+    )
+    counting = _Counting(items)
+    plans = write_plans(run, counting, settings().shard_rows)
+    touched = bare | {run_of[at] for at in set(announced)} | ({new_run} if is_new.any() else set[str]())
     return QueuePlan(
         edit_runs=tuple(sorted(touched)),
         shards=Shards(
-            shards=write_plans(run, missing, settings().shard_rows),
-            wanted=len(items),
-            held=len(items) - len(missing),
-            recipe=recipe,
+            shards=plans, wanted=len(wanted.keys), held=len(wanted.keys) - len(missing), recipe=recipe
         ),
-        refused=sum(bool(item["refused"]) for item in missing),
+        refused=counting.refused,
     )
 
 
-def _wanted(run: StepRun, variants: tuple[Any, ...], recipe: str, bundle: Any) -> list[dict[str, Any]]:
-    store, dataset = run.store, run.job.dataset
-    table = Table(store, dataset, "latents")
-    of_latents = recipes.invert(bundle).key
-    latents = table.read(recipe=of_latents, columns=["row_key", "face_id"], statuses=["kept"])
-    if latents.num_rows == 0:
-        others = [r for r in table.recipes() if r != of_latents]
-        if others:
-            raise ContractError(
-                "the latents of this dataset were made by another encoder than the promoted bundle's",
-                expected=f"latents of encoder {str(bundle.encoder)[:12]}",
-                found=f"{len(others)} other recipe(s)",
-                todo=f"run `sdflow invert {dataset}` again, or `sdflow models rollback`",
-            )
-        raise ContractError(
-            "there are no latents to edit", where=f"dataset {dataset}", todo=f"run `sdflow invert {dataset}`"
-        )
-    code_of = dict(zip(latents["face_id"].to_pylist(), latents["row_key"].to_pylist(), strict=True))
-    points = Table(store, dataset, "faces").read(
-        recipe=recipes.ingest(bundle).key, columns=["face_id", "points"], statuses=["kept"]
-    )
-    points_of = dict(zip(points["face_id"].to_pylist(), points["points"].to_pylist(), strict=True))
-    sources = kept_sources(store, dataset, recipes.ingest(bundle).key)
-    day = today()
-    items: list[dict[str, Any]] = []
-    for source in sources:
-        code = code_of.get(source["face_id"], "")
-        for variant in variants:
-            request = variant.text()
-            inputs = [code, source["source_id"], source["consent"], request]
-            allowed = source["consent_attributes"]
-            barred = [n for n in sorted(variant.targets) if "*" not in allowed and n not in allowed]
-            refused = ended(source, day)
-            if not refused and barred:
-                refused = f"consent does not cover {', '.join(barred)}"
-            if not refused and not code:
-                refused = "its face has no latent: `sdflow invert` has not seen it, or could not encode it"
-            items.append(
-                {
-                    "row_key": row_key(recipe, inputs),
-                    "inputs": inputs,
-                    "source_id": source["source_id"],
-                    "image_id": source["image_id"],
-                    "face_id": source["face_id"],
-                    "points": points_of.get(source["face_id"], []),
-                    "request": request,
-                    "targets": variant.model_dump(mode="json")["targets"],
-                    "refused": refused,
-                }
-            )
-    return sorted(items, key=lambda item: item["row_key"])
+def _announced(
+    store: Store, dataset: str, recipe: str, table: Table, wanted: Wanted
+) -> tuple[list[str], set[str], npt.NDArray[np.int32]]:
+    """Runs that announced wanted edits; those that lack their sheet; and by key the first run, -1: none."""
+    earlier = [
+        (announced_time(store, one), one.edit_run, one)
+        for one in announced_runs(store)
+        if one.document["dataset"] == dataset and one.document["recipe"] == recipe
+    ]
+    by = np.full(len(wanted.keys), -1, np.int32)
+    runs: list[str] = []
+    bare: set[str] = set()
+    for _, edit_run, one in sorted(earlier, key=lambda item: item[:2]):
+        place = wanted.find(one.keys)
+        # a run that lacks edits which nobody wants any more can never be finished: it announces nothing
+        if not table.holds(one.keys.take(place < 0), recipe).all():
+            continue
+        mine = place[place >= 0]
+        by[mine[by[mine] < 0]] = len(runs)
+        runs.append(edit_run)
+        if not store.exists(one.document["sheet"]):
+            bare.add(edit_run)  # killed between its last row and its sheet
+    return runs, bare, by
+
+
+class _Counting:
+    """Items as they pass, and how many of them are refused."""
+
+    def __init__(self, items: Iterable[dict[str, Any]]) -> None:
+        self._items = items
+        self.refused = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for item in self._items:
+            self.refused += bool(item["refused"])
+            yield item

@@ -67,22 +67,26 @@ def ingest_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     recipe = run.using(recipes.ingest(networks.bundle))
     items = read_plan(store, plan)
     table = Table(store, dataset, "sources")
-    current, held = current_verdicts(table, recipe), table.held(recipe)
+    current = current_verdicts(table, recipe, [item["uri"] for item in items])
     looking_at = _Looking(run, recipe, networks, current, {item["source"] for item in items})
-    sources: dict[str, dict[str, Any]] = {}
+    judged: list[dict[str, Any]] = []
     faces: dict[str, dict[str, Any]] = {}
     with shard_stream(run, "ingest", items, looking_at.stages(), len(items), model="judge") as results:
         for row, face in results:
-            now = current.get(row["uri"])
-            if now is not None and row["row_key"] in held and _other(now, row):
-                # A consent or a version that was in force before and is again: the old row cannot become the
-                # latest once more, so the verdict gets a row of its own. Likewise for the same bytes with
-                # another time, which would else be read again every night.
-                row["inputs"] = [*row["inputs"], now["row_key"]]
-                row["row_key"] = row_key(recipe, row["inputs"])
-            sources[row["row_key"]] = row
+            judged.append(row)
             if face is not None:
                 faces.setdefault(face["row_key"], face)
+    held = table.held_among([row["row_key"] for row in judged], recipe)
+    sources: dict[str, dict[str, Any]] = {}
+    for row in judged:
+        now = current.get(row["uri"])
+        if now is not None and row["row_key"] in held and _other(now, row):
+            # A consent or a version that was in force before and is again: the old row cannot become the
+            # latest once more, so the verdict gets a row of its own. Likewise for the same bytes with another
+            # time, which would else be read again every night.
+            row["inputs"] = [*row["inputs"], now["row_key"]]
+            row["row_key"] = row_key(recipe, row["inputs"])
+        sources[row["row_key"]] = row
     if len(sources) != len(items):
         raise ContractError("a source was listed twice", expected=f"{len(items)} rows", found=len(sources))
     if faces:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from sdflow_core.records.config import DatasetRef, PlanRef
@@ -14,25 +15,27 @@ from sdflow_core.records.keys import row_key
 from sdflow_core.records.tables import BASE_COLUMNS, Table, wplus_column
 from sdflow_core.streaming import Stage, Through, batched, flattened
 from tasks import recipes
-from tasks.consented import consented_faces
+from tasks.consented import consented_column
 from tasks.plans import Shards, read_plan, write_plans
 from tasks.runtime import load_bundle, networks_of, settings
 from tasks.step import StepRun, step
 from tasks.streams import fetching, looking, modelling, shard_stream
 
 _NAMES = [*(name for name in BASE_COLUMNS if name != "run"), "face_id"]
+_AT_A_TIME = 8192  # faces whose keys are computed and looked up together
 
 
 def _plan(run: StepRun, table_name: str, recipe: str) -> Shards:
+    import pyarrow.compute as compute
+
     store, dataset = run.store, run.job.dataset
-    table = Table(store, dataset, table_name)
+    table, faces = Table(store, dataset, table_name), Table(store, dataset, "faces")
     of_ingest = recipes.ingest(load_bundle(store, run.job.bundle)).key
-    allowed = consented_faces(store, dataset, of_ingest)
-    known = Table(store, dataset, "faces").read(
-        recipe=of_ingest, columns=["row_key", "face_id", "crop"], statuses=["kept"]
-    )
-    faces = [row for row in known.to_pylist() if row["face_id"] in allowed]
-    if not faces:
+    known = faces.read(recipe=of_ingest, columns=["row_key", "face_id"], statuses=["kept"])
+    allowed = consented_column(store, dataset, of_ingest)
+    mask: Any = cast(Any, compute).is_in(known.column("face_id"), value_set=allowed.combine_chunks())
+    keys: Any = known.column("row_key").filter(mask)
+    if not len(keys):
         raise ContractError(
             "there are no faces to work on",
             where=f"dataset {dataset}",
@@ -40,12 +43,30 @@ def _plan(run: StepRun, table_name: str, recipe: str) -> Shards:
             found=f"{known.num_rows} faces, none of them with a consent that holds today",
             todo="run `sdflow ingest` for this dataset, with the bundle that is promoted now",
         )
-    held = table.held(recipe)
-    missing = [row for row in faces if row_key(recipe, [row["row_key"]]) not in held]
-    if not missing:
+    del known, allowed, mask
+    missing = _lacking(table, recipe, keys)
+    if not len(missing):
         run.reused(table.ref(recipe))
-    shards = write_plans(run, missing, settings().shard_rows)
-    return Shards(shards=shards, wanted=len(faces), held=len(faces) - len(missing), recipe=recipe)
+    shards = write_plans(run, _faces(faces, keys, missing), settings().shard_rows)
+    return Shards(shards=shards, wanted=len(keys), held=len(keys) - len(missing), recipe=recipe)
+
+
+def _lacking(table: Table, recipe: str, keys: Any) -> npt.NDArray[np.int64]:
+    """Places of the faces that a table has no row of."""
+    found: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(keys), _AT_A_TIME):
+        part = cast("list[str]", keys.slice(start, _AT_A_TIME).to_pylist())
+        held = table.holds([row_key(recipe, [key]) for key in part], recipe)
+        found.append(np.flatnonzero(~held) + start)
+    return np.concatenate(found)
+
+
+def _faces(table: Table, keys: Any, places: npt.NDArray[np.int64]) -> Iterator[dict[str, Any]]:
+    """The items of these faces, in this order; their rows are read as they are asked for."""
+    columns = ["row_key", "face_id", "crop"]
+    for start in range(0, len(places), 1000):
+        part = keys.take(pa.array(places[start : start + 1000]))
+        yield from table.read(columns=columns, row_keys=part).to_pylist()
 
 
 @step("plan invert")

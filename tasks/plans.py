@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 from sdflow_core.records.config import Config, PlanRef
 from sdflow_core.records.keys import canonical_json
 from sdflow_core.records.store import Store
 from tasks.step import StepRun
+
+T = TypeVar("T")
 
 
 class Shards(Config):
@@ -30,15 +33,35 @@ class Shards(Config):
     remarks: tuple[str, ...] = ()
 
 
-def write_plans(run: StepRun, items: Sequence[dict[str, Any]], shard_rows: int) -> tuple[PlanRef, ...]:
-    """Cut items into shards and keep each as one object under `private/plans/`."""
+def write_plans(run: StepRun, items: Iterable[dict[str, Any]], shard_rows: int) -> tuple[PlanRef, ...]:
+    """Cut items into shards and keep each as one object under `private/plans/`.
+
+    Items are taken one by one and written as soon as they fill a shard: a generator never has more than one
+    shard of them alive.
+    """
     refs: list[PlanRef] = []
-    for number, start in enumerate(range(0, len(items), shard_rows)):
-        part = list(items[start : start + shard_rows])
-        key = f"private/plans/{run.run}/{run.name.replace(' ', '-')}-{number:05d}.json"
+    part: list[dict[str, Any]] = []
+
+    def write() -> None:
+        key = f"private/plans/{run.run}/{run.name.replace(' ', '-')}-{len(refs):05d}.json"
         run.store.create(key, canonical_json(part))
         refs.append(PlanRef(uri=key, rows=len(part)))
+        part.clear()
+
+    for item in items:
+        part.append(item)
+        if len(part) == shard_rows:
+            write()
+    if part:
+        write()
     return tuple(refs)
+
+
+def windows(items: Iterable[T], count: int) -> Iterator[list[T]]:
+    """The items in lists of so many, the last one shorter; taken as they are asked for."""
+    left = iter(items)
+    while part := list(islice(left, count)):
+        yield part
 
 
 def read_plan(store: Store, plan: PlanRef) -> list[dict[str, Any]]:

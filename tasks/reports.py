@@ -6,10 +6,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 
 from sdflow_core.records.ahead import ahead
 from sdflow_core.records.errors import ContractError
@@ -17,7 +16,7 @@ from sdflow_core.records.keys import sha256_hex
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 from tasks import recipes
-from tasks.consented import consented_faces
+from tasks.consented import consented_column
 from tasks.runtime import load_bundle, store_at
 from tasks.step import Job, StepRun, step
 
@@ -49,17 +48,18 @@ def source_counts(store: Store, dataset: str, bundle: str) -> dict[str, Any]:
 
 def counted(job: Job, table: str, plan: Any) -> dict[str, Any]:
     """Rows of a table by status after a story, and how many of them it computed."""
+    import pyarrow.compute as compute
+
     store = store_at(job.store)
     new = plan.wanted - plan.held
     if table == "sources":
         return {**source_counts(store, job.dataset, job.bundle), "new": new, "remarks": list(plan.remarks)}
-    rows = (
-        Table(store, job.dataset, table).read(recipe=plan.recipe, columns=["status", "face_id"]).to_pylist()
-    )
-    allowed = consented_faces(store, job.dataset, recipes.ingest(load_bundle(store, job.bundle)).key)
-    if len(rows) < plan.wanted:
-        raise ContractError(f"rows are missing in {table}", expected=plan.wanted, found=len(rows))
-    status = Counter(row["status"] for row in rows if row["face_id"] in allowed)
+    rows = Table(store, job.dataset, table).read(recipe=plan.recipe, columns=["status", "face_id"])
+    allowed = consented_column(store, job.dataset, recipes.ingest(load_bundle(store, job.bundle)).key)
+    if rows.num_rows < plan.wanted:
+        raise ContractError(f"rows are missing in {table}", expected=plan.wanted, found=rows.num_rows)
+    mask: Any = cast(Any, compute).is_in(rows.column("face_id"), value_set=allowed.combine_chunks())
+    status = Counter[str](rows.filter(mask).column("status").to_pylist())
     return {
         "in": plan.wanted,
         "kept": status["kept"],
@@ -103,11 +103,10 @@ def edited(job: Job, plan: Any) -> dict[str, Any]:
 
 def rows_of_run(store: Store, document: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of an edit run, in the order of their ids."""
-    wanted = set(document["edit_ids"])
-    rows = Table(store, document["dataset"], "edits").read(recipe=document["recipe"])
-    # filtered before Python sees them: a night's run is a small part of a large table
-    mine = [number for number, key in enumerate(rows["row_key"].to_pylist()) if key in wanted]
-    return sorted(rows.take(pa.array(mine, pa.int64())).to_pylist(), key=lambda row: row["row_key"])
+    table = Table(store, document["dataset"], "edits")
+    # only the shards that hold them are opened: a night's run is a small part of a large table
+    rows = table.read(recipe=document["recipe"], row_keys=document["edit_ids"])
+    return sorted(rows.to_pylist(), key=lambda row: row["row_key"])
 
 
 def edit_run_document(store: Store, edit_run: str) -> dict[str, Any]:
@@ -252,8 +251,11 @@ def _draw(
 
 
 def _crops(store: Store, dataset: str, face_ids: set[str]) -> dict[str, str]:
-    rows = Table(store, dataset, "faces").read(columns=["face_id", "crop"], statuses=["kept"]).to_pylist()
-    return {row["face_id"]: row["crop"] for row in rows if row["face_id"] in face_ids}
+    # of a face that was looked at by several detectors, the row committed last
+    rows = Table(store, dataset, "faces").read(
+        columns=["face_id", "crop"], statuses=["kept"], latest_by="face_id", values=sorted(face_ids)
+    )
+    return dict(zip(rows["face_id"].to_pylist(), rows["crop"].to_pylist(), strict=True))
 
 
 def _caption(row: dict[str, Any], targets: dict[str, Any], names: list[str]) -> str:

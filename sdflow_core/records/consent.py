@@ -19,17 +19,18 @@ import io
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from typing import NamedTuple
 
 from .errors import ContractError, NotFoundError
 from .keys import canonical_json, sha256_hex
 from .objects import Store
 from .sources import open_source
 
-__all__ = ["Consent", "ConsentList", "subject_hmac"]
+__all__ = ["Consent", "ConsentList", "Grant", "Subjects", "subject_hmac"]
 
 COLUMNS = ("source", "subject", "attributes", "expires", "evidence")
 _SECRET = "private/secret.key"
@@ -71,13 +72,33 @@ class Consent:
         return self.expires is None or today <= self.expires
 
 
+class Grant(NamedTuple):
+    """What a list says about one name.
+
+    Attributes:
+        consent: The one that holds, or None.
+        why: Why there is none, in words; empty when there is one.
+        line: Number of the line that the name falls under, also where that consent has ended; 0: none.
+    """
+
+    consent: Consent | None
+    why: str
+    line: int
+
+
 class ConsentList:
     """Consents by source. See the module for the file's form."""
 
     def __init__(self, rows: Sequence[tuple[str, Consent, int]]) -> None:
         self._lines = {source: line for source, _, line in rows}
         self._consents = {source: consent for source, consent, _ in rows}
-        self._patterns = [source for source, _, _ in rows if _PATTERN.search(source)]
+        patterns = [source for source, _, _ in rows if _PATTERN.search(source)]
+        self._patterns = [(pattern, re.compile(translate(pattern)).match) for pattern in patterns]
+        # By what a pattern begins with: of ten thousand `person-7/*` a name is held against one.
+        self._beginning: dict[str, list[int]] = {}
+        for number, pattern in enumerate(patterns):
+            self._beginning.setdefault(_PATTERN.split(pattern, maxsplit=1)[0], []).append(number)
+        self._lengths = sorted({len(beginning) for beginning in self._beginning})
 
     def __len__(self) -> int:
         return len(self._consents)
@@ -171,17 +192,32 @@ class ConsentList:
         name = unicodedata.normalize("NFC", name)
         if name in self._consents:  # a file may really be called "a[1].jpg": plain names go first
             return name
-        return next((pattern for pattern in self._patterns if fnmatchcase(name, pattern)), None)
+        fitting = (self._beginning.get(name[:length], ()) for length in self._lengths if length <= len(name))
+        for number in sorted(number for numbers in fitting for number in numbers):
+            pattern, fits = self._patterns[number]
+            if fits(name):
+                return pattern
+        return None
 
-    def _match(self, name: str) -> Consent | None:
-        found = self._line_of(name)
-        return None if found is None else self._consents[found]
+    def grant(self, name: str, today: date) -> Grant:
+        """All that the list says about one name, looked up once."""
+        source = self._line_of(name)
+        consent = None if source is None else self._consents[source]
+        line = 0 if source is None else self._lines[source]
+        if consent is None:
+            return Grant(None, "no consent for this source", line)
+        if not consent.valid_on(today):
+            return Grant(None, f"consent ended on {consent.expires}", line)
+        return Grant(consent, "", line)
+
+    def unused_lines(self, used: Set[int]) -> list[int]:
+        """Numbers of the lines that are not among these."""
+        return sorted(set(self._lines.values()) - used)
 
     def unused(self, names: Iterable[str]) -> list[int]:
         """Numbers of the lines under which none of these names falls: misspelt, or for files not yet here."""
         found = {self._line_of(name) for name in names}
-        used = {self._lines[source] for source in found if source is not None}
-        return sorted(set(self._lines.values()) - used)
+        return self.unused_lines({self._lines[source] for source in found if source is not None})
 
     def unknown_attributes(self, known: Iterable[str]) -> list[str]:
         """Attributes that the list allows and that nobody can edit: misspelt, or of other models."""
@@ -195,15 +231,11 @@ class ConsentList:
             name: Name of the source relative to its folder.
             today: The day that counts.
         """
-        consent = self._match(name)
-        return consent if consent is not None and consent.valid_on(today) else None
+        return self.grant(name, today).consent
 
     def why_not(self, name: str, today: date) -> str:
         """Why there is no consent for this source, in words; empty when there is."""
-        consent = self._match(name)
-        if consent is None:
-            return "no consent for this source"
-        return "" if consent.valid_on(today) else f"consent ended on {consent.expires}"
+        return self.grant(name, today).why
 
 
 def _header(cells: list[str], line: int) -> list[str]:
@@ -270,14 +302,32 @@ def _source(cell: str) -> str:
     return unicodedata.normalize("NFC", cell.removeprefix("./"))
 
 
-def subject_hmac(store: Store, subject: str) -> str:
-    """The name that records use for a person: cannot be guessed without the store's secret key.
+class Subjects:
+    """The names that records use for people: cannot be guessed without the store's secret key.
 
-    The key is made at the first call, at random, and never replaced.
+    The key is made at the first use, at random, and never replaced; here it is read once, so that a million
+    names are no million reads. Keep none of these longer than a step: destroying the key is part of erasing.
     """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._key: bytes | None = None
+
+    def hmac(self, subject: str) -> str:
+        """The name for one person, 64 hexadecimal digits."""
+        if self._key is None:
+            self._key = _secret(self._store)
+        return hmac.digest(self._key, unicodedata.normalize("NFC", subject).encode(), "sha256").hex()
+
+
+def subject_hmac(store: Store, subject: str) -> str:
+    """The name that records use for one person; see `Subjects` for many."""
+    return Subjects(store).hmac(subject)
+
+
+def _secret(store: Store) -> bytes:
     try:
-        key = store.read(_SECRET)
+        return store.read(_SECRET)
     except NotFoundError:
         store.create(_SECRET, secrets.token_bytes(32))
-        key = store.read(_SECRET)  # another process may have been first
-    return hmac.new(key, unicodedata.normalize("NFC", subject).encode(), "sha256").hexdigest()
+        return store.read(_SECRET)  # another process may have been first

@@ -139,8 +139,8 @@ def edit_rows(store: Store, run: EditRun) -> dict[str, dict[str, Any]]:
     """
     table = Table(store, run.dataset, "edits")
     wanted = set(run.edit_ids)
-    rows = cast("list[dict[str, Any]]", table.read().to_pylist())
-    by_id = {str(row["row_key"]): row for row in rows if row["row_key"] in wanted}
+    rows = cast("list[dict[str, Any]]", table.read(row_keys=run.edit_ids).to_pylist())
+    by_id = {str(row["row_key"]): row for row in rows}
     missing = [edit_id for edit_id in run.edit_ids if edit_id not in by_id]
     if missing:
         raise ContractError(

@@ -6,19 +6,27 @@ recipe lie together in a larger one from now on: nothing new is recorded, the ro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
 
-from .entries import Entry
-from .errors import CorruptError
-from .journal import COMPACT
-from .keys import dataset_digest, digest_of_sorted
-from .objects import Store
-from .shards import TODO, Shard, load_columns
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Index", "Named", "Names", "is_compact", "is_rows", "names", "table_names"]
+from .entries import Entry
+from .journal import COMPACT
+from .key_blocks import ShardKeys, keys_of_shards
+from .objects import Store
+from .row_keys import Column, Keys, Run, digest_of, encode, merged, sorted_order, texts
+from .shards import Shard
+
+_BATCH_SHARDS = 64  # taken in at a time: what is held while a table is opened stays small
+# A shard and the rows of it that are meant, ascending; None: all of them.
+Chosen = tuple[Shard, "npt.NDArray[np.int64] | None"]
+
+__all__ = ["Chosen", "Index", "Named", "Names", "is_compact", "is_rows", "names", "table_names"]
 
 
 def is_rows(entry: Entry, table: str) -> bool:
@@ -109,7 +117,11 @@ def names(entries: Iterable[Entry], table: str) -> Names:
 
 
 class Index:
-    """What this process knows of one table, grown entry by entry under the journal's lock."""
+    """What this process knows of one table, grown entry by entry under the journal's lock.
+
+    Rows are numbered in the order of their commits. A key has one row: the last that is no failure, or else
+    the last failure; all others are dead.
+    """
 
     def __init__(self) -> None:
         self.clear()
@@ -119,26 +131,119 @@ class Index:
         self.seen = 0
         self.last_sha256 = ""
         self.shards: list[Shard] = []
-        self.place: dict[str, tuple[int, int]] = {}
-        self.failed: set[str] = set()
-        self.recipes: dict[str, dict[str, None]] = {}
-        self._held: dict[str | None, dict[str, None]] = {}
-        self._sorted: dict[str | None, list[str]] = {}
-        self._digests: dict[str | None, str] = {}
+        self.recipes: dict[str, None] = {}
+        self.unread: dict[str, str] = {}  # shards whose keys a block said -> digest of these keys
+        self._starts: list[int] = []  # number of each shard's first row
+        self._rows = 0
+        self._dead: dict[int, npt.NDArray[np.bool_]] = {}  # shard -> which of its rows are dead
+        self._runs: list[Run] = []  # large ones first; each key is in one of them
+        self._odd: dict[bytes, str] = {}
+        self._facts: dict[str | None, tuple[int, str]] = {}
 
-    def held(self, recipe: str | None = None) -> Set[str]:
-        """Row keys that need not be computed again; of one recipe when given. A view: copy it to keep it."""
-        return self._held.get(recipe, {}).keys()
+    # -- what is held
+
+    def holds(self, keys: Column | Keys, recipe: str | None = None) -> npt.NDArray[np.bool_]:
+        """For each key whether it need not be computed again; of one recipe when given."""
+        wanted = keys if isinstance(keys, Keys) else encode(keys)[0]
+        mask = np.zeros(len(wanted), np.bool_)
+        rows_of = self._rows_of(recipe)
+        for run in self._runs:
+            place = run.find(wanted)
+            there = np.flatnonzero(place >= 0)
+            place = place[there]
+            good = ~run.failed[place]
+            if rows_of is not None:
+                good &= rows_of[run.at[place]]
+            mask[there[good]] = True
+        return mask
+
+    def held(self, recipe: str | None = None) -> list[str]:
+        """All keys that need not be computed again; of one recipe when given. Costs some 120 bytes each."""
+        return texts(self._held(recipe), self._odd)
+
+    def count(self, recipe: str | None = None) -> int:
+        """How many are held."""
+        return self._fact(recipe)[0]
 
     def digest(self, recipe: str | None = None) -> str:
         """Digest of what is held."""
-        if recipe not in self._digests:
-            # What is held only grows: sort what is new, and let two sorted runs be merged.
-            held, ordered = self._held.get(recipe, {}), self._sorted.setdefault(recipe, [])
-            ordered += sorted(islice(held, len(ordered), None))
-            ordered.sort()
-            self._digests[recipe] = digest_of_sorted(ordered)
-        return self._digests[recipe]
+        return self._fact(recipe)[1]
+
+    def _fact(self, recipe: str | None) -> tuple[int, str]:
+        if recipe not in self._facts:
+            held = self._held(recipe)
+            self._facts[recipe] = (len(held), digest_of(held, self._odd))
+        return self._facts[recipe]
+
+    def _held(self, recipe: str | None) -> Keys:
+        """Sorted."""
+        while len(self._runs) > 1:
+            self._runs[-2:] = [merged(self._runs[-2], self._runs[-1])]
+        if not self._runs:
+            return encode([])[0]
+        run = self._runs[0]
+        good = ~run.failed
+        rows_of = self._rows_of(recipe)
+        if rows_of is not None:
+            good &= rows_of[run.at]
+        return run.keys if good.all() else run.keys.take(good)
+
+    def _rows_of(self, recipe: str | None) -> npt.NDArray[np.bool_] | None:
+        """By number of a row whether it is of this recipe; None when all are."""
+        if recipe is None or (len(self.recipes) == 1 and recipe in self.recipes):
+            return None
+        mask = np.zeros(self._rows, np.bool_)
+        for shard, start in zip(self.shards, self._starts, strict=True):
+            if shard.recipe == recipe:
+                mask[start : start + shard.rows] = True
+        return mask
+
+    # -- where rows lie
+
+    def places(self, keys: Column | Keys) -> npt.NDArray[np.int64]:
+        """Numbers of the rows of those keys that are there, ascending."""
+        wanted = keys if isinstance(keys, Keys) else encode(keys)[0]
+        found = [run.at[place[place >= 0]] for run in self._runs if len(place := run.find(wanted))]
+        return np.unique(np.concatenate(found)).astype(np.int64) if found else np.zeros(0, np.int64)
+
+    def place_of(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Number of the row of each key, in their order; -1 where there is none."""
+        wanted = encode(keys)[0]
+        found = np.full(len(keys), -1, np.int64)
+        for run in self._runs:
+            place = run.find(wanted)
+            there = place >= 0
+            found[there] = run.at[place[there]]
+        return found
+
+    def at(self, numbers: npt.NDArray[np.int64]) -> list[tuple[Shard, int]]:
+        """Shard of each numbered row, and its place there."""
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        rows = numbers - np.asarray(self._starts, np.int64)[shards]
+        return [(self.shards[n], row) for n, row in zip(shards.tolist(), rows.tolist(), strict=True)]
+
+    def split(self, numbers: npt.NDArray[np.int64], recipe: str | None = None) -> list[Chosen]:
+        """Ascending numbers of rows, shard by shard; of one recipe when given."""
+        ends = np.searchsorted(numbers, [*self._starts, self._rows])
+        return [
+            (shard, numbers[ends[n] : ends[n + 1]] - self._starts[n])
+            for n, shard in enumerate(self.shards)
+            if ends[n] < ends[n + 1] and recipe in (None, shard.recipe)
+        ]
+
+    def alive(self, recipe: str | None = None) -> list[Chosen]:
+        """The row of each key, shard by shard: which rows, or None for all of them."""
+        found: list[Chosen] = []
+        for number, shard in enumerate(self.shards):
+            if recipe not in (None, shard.recipe) or not shard.rows:
+                continue
+            dead = self._dead.get(number)
+            rows = None if dead is None else np.flatnonzero(~dead)
+            if rows is None or len(rows):
+                found.append((shard, rows))
+        return found
+
+    # -- growing
 
     def follow(self, store: Store, table: str, new: Iterator[Entry]) -> bool:
         """Takes in entries from number `seen` on (from 1, when nothing was seen).
@@ -161,8 +266,7 @@ class Index:
             self.clear()
             return False
         try:
-            for named in names(entries, table).current():
-                self._add(store, named)
+            self._add(store, names(entries, table).current())
         except BaseException:
             self.clear()
             raise
@@ -170,27 +274,74 @@ class Index:
             self.seen, self.last_sha256 = entries[-1].number, entries[-1].sha256
         return True
 
-    def _add(self, store: Store, named: Named) -> None:
-        shard = named.shard
-        part = load_columns(store, shard, ["row_key", "status"])
-        keys = cast("list[str]", part.column("row_key").to_pylist())
-        if len(keys) != shard.rows or dataset_digest(keys) != named.row_keys_digest:
-            raise CorruptError(
-                "a shard does not hold the rows of its journal entry", where=shard.key, todo=TODO
-            )
-        self.shards.append(shard)
-        number = len(self.shards) - 1
-        of_recipe = self.recipes.setdefault(shard.recipe, {})
-        held = self._held.setdefault(None, {})
-        held_of_recipe = self._held.setdefault(shard.recipe, {})
-        for row, (key, status) in enumerate(zip(keys, part.column("status").to_pylist(), strict=True)):
-            if status == "failed" and key in self.place and key not in self.failed:
-                continue
-            if status == "failed":
-                self.failed.add(key)
-            else:
-                self.failed.discard(key)
-                held[key] = held_of_recipe[key] = None
-            self.place[key] = (number, row)
-            of_recipe[key] = None
-        self._digests.clear()
+    def _add(self, store: Store, new: Sequence[Named]) -> None:
+        """Shards in the order of their commits, a batch at a time."""
+        found = keys_of_shards(store, [(named.shard, named.row_keys_digest) for named in new])
+        for start in range(0, len(new), _BATCH_SHARDS):
+            part = new[start : start + _BATCH_SHARDS]
+            self._add_batch(part, list(islice(found, len(part))))
+        next(found, None)  # lets it finish: it may have a block to write
+        if new:
+            self._facts.clear()
+
+    def _add_batch(self, new: Sequence[Named], found: Sequence[ShardKeys]) -> None:
+        first = self._rows
+        for named, said in zip(new, found, strict=True):
+            self.shards.append(named.shard)
+            self.recipes.setdefault(named.shard.recipe)
+            self._starts.append(self._rows)
+            self._rows += named.shard.rows
+            self._odd.update(said.odd)
+            if not said.read:
+                self.unread[named.shard.key] = named.row_keys_digest
+        keys = Keys(
+            np.concatenate([said.keys.head for said in found]),
+            np.concatenate([said.keys.rest for said in found]),
+        )
+        failed = np.concatenate([said.failed for said in found])
+        order = self._winners(keys, failed, first)
+        # numpy has no place for more rows than 2**32 here; neither has a table
+        run = Run(keys.take(order), (order + first).astype(np.uint32), failed[order])
+        for older in self._runs:
+            run = self._settle(older, run)
+        if not len(run):
+            return
+        self._runs.append(run)
+        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
+            self._runs[-2:] = [merged(self._runs[-2], self._runs[-1])]
+
+    def _winners(self, keys: Keys, failed: npt.NDArray[np.bool_], first: int) -> npt.NDArray[np.int64]:
+        """Of each key the row that counts, sorted by key; the others of this batch are dead."""
+        order = sorted_order(keys)
+        head, rest = keys.head[order], keys.rest[order]
+        again = (head[1:] == head[:-1]) & np.all(rest[1:] == rest[:-1], axis=1)
+        if not again.any():
+            return order
+        # of equal keys the last one wins: successes after failures, and then in the order of commits
+        group = np.concatenate([[0], np.cumsum(~again)])
+        place = np.lexsort((order, ~failed[order], group))
+        last = np.append(~again, True)
+        self._bury(order[place[~last]] + first)
+        return order[place[last]]
+
+    def _settle(self, older: Run, run: Run) -> Run:
+        """Rows whose key is in an older run take its place there, or give way; gives those that are new."""
+        place = older.find(run.keys)
+        known = place >= 0
+        if not known.any():
+            return run
+        mine = np.flatnonzero(known)
+        theirs = place[mine]
+        stays = run.failed[mine] & ~older.failed[theirs]
+        self._bury(run.at[mine[stays]])
+        mine, theirs = mine[~stays], theirs[~stays]
+        self._bury(older.at[theirs])
+        older.at[theirs], older.failed[theirs] = run.at[mine], run.failed[mine]
+        return Run(run.keys.take(~known), run.at[~known], run.failed[~known])
+
+    def _bury(self, numbers: npt.NDArray[Any]) -> None:
+        for number in numbers.tolist():
+            shard = bisect_right(self._starts, number) - 1
+            if shard not in self._dead:
+                self._dead[shard] = np.zeros(self.shards[shard].rows, np.bool_)
+            self._dead[shard][number - self._starts[shard]] = True

@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 RECIPE_FORMAT = 1
+_spelled = json.encoder.encode_basestring  # a text as canonical JSON spells it
 
 
 def canonical_json(value: object) -> bytes:
@@ -99,7 +100,11 @@ def row_key(recipe: str, inputs: Sequence[str]) -> str:
         >>> row_key("r", ["a", "b"]) == row_key("r", ["b", "a"])
         False
     """
-    return sha256_hex(canonical_json({"recipe": recipe, "inputs": list(inputs)}))
+    try:  # a million of these are planned a night: spelled out, it takes a third of the time
+        text = f'{{"inputs":[{",".join(map(_spelled, inputs))}],"recipe":{_spelled(recipe)}}}'
+        return hashlib.sha256(text.encode()).hexdigest()
+    except (TypeError, UnicodeEncodeError):
+        return sha256_hex(canonical_json({"recipe": recipe, "inputs": list(inputs)}))
 
 
 def dataset_digest(row_keys: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ journal `releases` makes the release real. A killed release is finished by doing
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from .journal import Entry, Journal
 from .keys import canonical_json, sha256_hex
 from .store import LocalStore, Store, open_store
 from .tables import Table
+from .withholding import CONSENT_COLUMNS, Consents, refusal
 
 __all__ = [
     "EDIT_ID_KEYWORD",
@@ -165,10 +165,8 @@ def withheld_by_consent(store: Store, dataset: str, day: date | None = None) -> 
     table = Table(store, dataset, "edits")
     if not table.recipes():
         return {}
-    rows = cast("list[dict[str, Any]]", table.read(columns=["row_key", "source_id", "request"]).to_pylist())
-    consents, now = _consents(store, dataset), day or datetime.now(UTC).date()
-    why = {str(row["row_key"]): _refusal(consents.get(str(row["source_id"])), row, now) for row in rows}
-    return {key: reason for key, reason in why.items() if reason}
+    rows = table.read(columns=["row_key", "source_id", "request"])
+    return {key: reason for key, reason in Consents(store, dataset, day).why_not(rows) if reason}
 
 
 def revoked(store: Store) -> list[tuple[Release, ReleasedOutput, Decision]]:
@@ -262,9 +260,9 @@ def _choose(
             withheld[edit_id] = "rejected"
         else:
             approved += 1
-            refusal = _refusal(consents.get(str(row["source_id"])), row, today)
-            if refusal:
-                withheld[edit_id] = refusal
+            why = refusal(consents.get(str(row["source_id"])), row, today)
+            if why:
+                withheld[edit_id] = why
             else:
                 chosen[edit_id] = decision
     if chosen:
@@ -286,25 +284,8 @@ def _choose(
 
 def _consents(store: Store, dataset: str) -> dict[str, dict[str, Any]]:
     """By source, the consent in force at its address; a version that was replaced there has none."""
-    columns = ["source_id", "consent", "consent_attributes", "consent_expires"]
-    table = Table(store, dataset, "sources").read(columns=columns, latest_by="uri")
+    table = Table(store, dataset, "sources").read(columns=["source_id", *CONSENT_COLUMNS], latest_by="uri")
     return {str(row["source_id"]): row for row in cast("list[dict[str, Any]]", table.to_pylist())}
-
-
-def _refusal(consent: dict[str, Any] | None, row: dict[str, Any], today: date) -> str:
-    """Why consent does not let this edit leave; empty when it does."""
-    if consent is None:
-        return "its source was replaced by another file"
-    if not consent["consent"]:
-        return "there is no consent for its source any more"
-    if consent["consent_expires"] and date.fromisoformat(str(consent["consent_expires"])) < today:
-        return f"consent ended on {consent['consent_expires']}"
-    allowed = {str(name) for name in consent["consent_attributes"] or ()}
-    edited = set(cast("dict[str, Any]", json.loads(str(row["request"]))))
-    beyond = sorted(edited - allowed)
-    if "*" not in allowed and beyond:
-        return f"consent does not allow to edit {', '.join(beyond)}"
-    return ""
 
 
 def _target(store: Store, uri: str) -> tuple[Store, str]:

@@ -115,6 +115,7 @@ class RemoteStore(Store):
 
     def open_input(self, key: str) -> BinaryIO:
         try:
-            return cast(BinaryIO, self._fs.open(self._path(key), "rb"))
+            # Readers of tables ask for ranges that they have joined: read-ahead would fetch whole files.
+            return cast(BinaryIO, self._fs.open(self._path(key), "rb", cache_type="none"))
         except OSError as error:
             raise read_error(error, self.url(key)) from error

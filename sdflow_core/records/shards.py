@@ -12,7 +12,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 
 from .errors import ContractError, CorruptError, NotFoundError
 from .keys import sha256_hex
-from .objects import Store
+from .objects import LocalStore, Store
 
 __all__ = ["Shard", "load_columns", "shard_schema", "wplus_column", "wplus_numpy", "write_shard"]
 
 ROW_GROUP_ROWS = 256
 TODO = "restore the shard from a backup, or remove the dataset and run the step again"
-# Enough for the plain columns of some hundred thousand rows and for the latents of a demo.
+# Enough for the plain columns of some hundred thousand rows.
+_ONE_READ_BYTES = 2 * 2**20
 _CACHE_BYTES = 256 * 2**20
 
 
@@ -131,7 +132,8 @@ class _Columns:
             return found
 
     def keep(self, key: tuple[str, str, str], column: pa.ChunkedArray) -> None:
-        if column.nbytes > _CACHE_BYTES // 2:
+        # Codes are most of the bytes and read a few times: they would drive out what is asked for often.
+        if column.nbytes > _CACHE_BYTES // 2 or isinstance(column.type, pa.FixedShapeTensorType):
             return
         with self.lock:
             replaced = self._columns.pop(key, None)
@@ -150,13 +152,28 @@ def shard_schema(store: Store, shard: Shard) -> pa.Schema:
         return cast(pa.Schema, pq.read_schema(file))
 
 
-def load_columns(store: Store, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
+def _few_reads(store: Store, file: BinaryIO) -> BinaryIO:
+    """The file, in memory where every read is a request and one request for all of it is the cheapest.
+
+    A larger file is read in ranges: its end, which says where columns lie, and these, joined by pyarrow.
+    """
+    if isinstance(store, LocalStore):
+        return file
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return io.BytesIO(file.read()) if size <= _ONE_READ_BYTES else file
+
+
+def load_columns(store: Store, shard: Shard, columns: Sequence[str] | None, *, keep: bool = True) -> pa.Table:
     """Columns of one shard, from memory where they were read before. Absent columns are left out.
+
+    Without `keep`, what is read now is not kept in memory: for who keeps it in another form.
 
     Raises:
         CorruptError: The shard is missing or was changed (page checksums).
     """
     found: dict[str, pa.ChunkedArray] = {}
+    local = isinstance(store, LocalStore)
     try:
         names = _cache.names.get((store.uri, shard.key))
         if names is not None:
@@ -167,7 +184,9 @@ def load_columns(store: Store, shard: Shard, columns: Sequence[str] | None) -> p
                         found[name] = column
         if names is None or any(n not in found for n in names if columns is None or n in columns):
             with store.open_input(shard.key) as file:
-                reader: Any = pq.ParquetFile(file, page_checksum_verification=True)
+                reader: Any = pq.ParquetFile(
+                    _few_reads(store, file), page_checksum_verification=True, pre_buffer=not local
+                )
                 names = list(cast("list[str]", reader.schema_arrow.names))
                 _cache.names[(store.uri, shard.key)] = names
                 missing = [n for n in names if (columns is None or n in columns) and n not in found]
@@ -175,7 +194,8 @@ def load_columns(store: Store, shard: Shard, columns: Sequence[str] | None) -> p
                 part = reader.read(columns=missing, use_threads=False)
             for name in missing:
                 found[name] = part.column(name)
-                _cache.keep((store.uri, shard.key, name), found[name])
+                if keep:
+                    _cache.keep((store.uri, shard.key, name), found[name])
         wanted = [name for name in names if columns is None or name in columns]
     except NotFoundError as error:
         raise CorruptError("a shard is missing", where=store.url(shard.key), todo=TODO) from error

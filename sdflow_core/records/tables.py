@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from .config import DatasetRef
 from .errors import ContractError, CorruptError, NotFoundError
-from .index import Index, Names, is_rows, names
+from .index import Chosen, Index, Names, is_rows, names
 from .journal import Entry, Journal
+from .key_blocks import check_keys, readers
 from .keys import dataset_digest
 from .objects import Store
+from .row_keys import Column, Keys, encode
+from .selection import latest_rows, rows_with_status
 from .shards import TODO, Shard, load_columns, shard_schema, wplus_column, wplus_numpy, write_shard
 
 __all__ = ["BASE_COLUMNS", "STATUSES", "Table", "base_schema", "wplus_column", "wplus_numpy"]
 
+_READ_BYTES = 8 * 2**20
 STATUSES = ("kept", "dropped", "failed", "waiting", "gated")
 BASE_COLUMNS = ("row_key", "recipe", "status", "reason", "inputs", "run")
 
@@ -92,7 +100,7 @@ class Table:
         with self.journal.lock:
             index = self._refresh()
             based = index.seen
-            rows = _without(rows, index.held())
+            rows = _without(rows, index)
         if rows.num_rows == 0:
             return self.ref()
         recipe = str(rows.column("recipe")[0].as_py())
@@ -101,7 +109,7 @@ class Table:
         def rebase(new: list[Entry], payload: dict[str, Any]) -> dict[str, Any] | None:
             nonlocal rows
             mine = any(is_rows(entry, self.name) for entry in new)
-            left = _without(rows, self._refresh().held()) if mine else rows
+            left = _without(rows, self._refresh()) if mine else rows
             if left.num_rows == rows.num_rows:
                 return payload
             # Others committed some of these rows: this shard was never named by an entry, so nobody reads it.
@@ -128,9 +136,27 @@ class Table:
     # -- reading
 
     def held(self, recipe: str | None = None) -> set[str]:
-        """Row keys that need not be computed again; of one recipe when given."""
+        """Row keys that need not be computed again; of one recipe when given.
+
+        A Python string for each: where there may be many, ask `holds` about those that matter.
+        """
         with self.journal.lock:
             return set(self._refresh().held(recipe))
+
+    def holds(self, keys: Column | Keys, recipe: str | None = None) -> npt.NDArray[np.bool_]:
+        """Which of these row keys need not be computed again, as a mask [N] in their order.
+
+        Args:
+            keys: Row keys: a list; or a column of a table or what `row_keys.encode` gave, which cost less.
+            recipe: Only what is held under this recipe counts.
+        """
+        with self.journal.lock:
+            return self._refresh().holds(keys, recipe)
+
+    def held_among(self, keys: Iterable[str], recipe: str | None = None) -> set[str]:
+        """Those of these row keys that need not be computed again; of one recipe when given."""
+        given = list(keys)
+        return set(compress(given, self.holds(given, recipe).tolist()))
 
     def recipes(self) -> list[str]:
         """Recipes of this table, in the order of their first commit."""
@@ -141,7 +167,7 @@ class Table:
         """Reference to what is held now; of one recipe when given."""
         with self.journal.lock:
             index = self._refresh()
-            rows = len(index.held(recipe))
+            rows = index.count(recipe)
             uri = self.store.url(self.root)
             return DatasetRef(uri=uri, version=index.seen, digest=index.digest(recipe), rows=rows)
 
@@ -155,6 +181,8 @@ class Table:
         columns: Sequence[str] | None = None,
         statuses: Iterable[str] | None = None,
         latest_by: str | None = None,
+        row_keys: Column | Keys | None = None,
+        values: Sequence[str] | None = None,
     ) -> pa.Table:
         """Rows in the order of their commits, each row_key once: a later one wins unless it is a failure.
 
@@ -163,24 +191,32 @@ class Table:
             columns: Only these; default all.
             statuses: Only rows with one of these; applied last.
             latest_by: Keep only the row committed last for each value of this column.
+            row_keys: Only these rows, where they are there; only the shards that hold them are opened.
+            values: Only rows whose `latest_by` is one of these.
 
         Raises:
-            ContractError: No shard has such a column.
+            ContractError: No shard has such a column; `latest_by` among given rows, which cannot know it.
             CorruptError: A shard is missing or was changed.
         """
-        rows_of: dict[int, list[int]] = {}
+        if latest_by is not None and row_keys is not None:
+            raise ContractError("rows are chosen by their keys or by the latest of a value, not by both")
         with self.journal.lock:
             index = self._refresh()
-            for key in index.place if recipe is None else index.recipes.get(recipe, ()):
-                shard, row = index.place[key]
-                rows_of.setdefault(shard, []).append(row)
-            order = [(index.shards[number], sorted(rows_of[number])) for number in sorted(rows_of)]
-        chosen = self._chosen(order, statuses, latest_by)
-        # With the key: a shard that has none of the columns still has its rows.
-        taken = None if columns is None else ["row_key", *columns]
-        parts = [self._take(shard, rows, taken) for shard, rows in chosen if rows]
+            if row_keys is None:
+                order = index.alive(recipe)
+            else:
+                order = index.split(index.places(row_keys), recipe)
+            typed = order or index.alive(recipe)[:1]
+        chosen = order
+        if latest_by is not None:
+            chosen = latest_rows(order, self._each(order, [latest_by]), latest_by, values)
+        chosen = [(shard, rows) for shard, rows in chosen if rows is None or len(rows)]
+        if statuses is not None:
+            chosen = rows_with_status(chosen, self._each(chosen, ["status"]), statuses)
+        some = [(shard, rows) for shard, rows in chosen if rows is None or len(rows)]
+        parts = list(self._each(some, columns))
         if not parts:
-            return self._empty(order, columns)
+            return self._empty(typed, columns)
         table = parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="default")
         wanted = columns if columns is not None else table.column_names
         absent = [name for name in wanted if name not in table.column_names]
@@ -194,12 +230,10 @@ class Table:
         """One row with all its columns, or None."""
         with self.journal.lock:
             index = self._refresh()
-            if row_key not in index.place:
-                return None
-            number, row = index.place[row_key]
-            shard = index.shards[number]
-        found = cast("list[dict[str, Any]]", self._take(shard, [row], None).to_pylist())
-        return found[0]
+            chosen = index.split(index.places([row_key]))
+        for part in self._each(chosen, None):
+            return cast("list[dict[str, Any]]", part.to_pylist())[0]
+        return None
 
     def locate(self, row_keys: Sequence[str]) -> list[tuple[Shard, int]]:
         """Shard of each row, and its place there; see `picking.pick_rows`.
@@ -209,13 +243,13 @@ class Table:
         """
         with self.journal.lock:
             index = self._refresh()
-            absent = [key for key in row_keys if key not in index.place]
+            numbers = index.place_of(row_keys)
+            absent = int((numbers < 0).sum())
             if absent:
                 raise NotFoundError(
-                    "rows are not in the table", where=self.root, expected=len(row_keys), found=len(absent)
+                    "rows are not in the table", where=self.root, expected=len(row_keys), found=absent
                 )
-            places = [index.place[key] for key in row_keys]
-            return [(index.shards[number], row) for number, row in places]
+            return index.at(numbers)
 
     def verify(self, *, verify_journal: bool = True) -> int:
         """Reads every shard again and compares it with the hash in its journal entry.
@@ -244,12 +278,14 @@ class Table:
         return len(current)
 
     def _check(self, key: str, sha256: str) -> None:
+        digest = hashlib.sha256()
         try:
             with self.store.open_input(key) as file:
-                found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+                while data := file.read(_READ_BYTES):  # large parts: each may be a request
+                    digest.update(data)
         except NotFoundError as error:
             raise CorruptError("a shard is missing", where=self.store.url(key), todo=TODO) from error
-        if found != sha256:
+        if digest.hexdigest() != sha256:
             raise CorruptError("a shard was changed", where=self.store.url(key), todo=TODO)
 
     def _check_parts(self, found: Names, shard: Shard) -> None:
@@ -275,36 +311,35 @@ class Table:
                 pass  # it is empty now and takes everything in
             return index
 
-    def _chosen(
-        self, order: list[tuple[Shard, list[int]]], statuses: Iterable[str] | None, latest_by: str | None
-    ) -> list[tuple[Shard, list[int]]]:
-        """Filters rows by their latest value and status, reading only these two columns."""
-        wanted = None if statuses is None else set(statuses)
-        last: dict[object, tuple[int, int]] = {}
-        if latest_by is not None:
-            for number, (shard, rows) in enumerate(order):
-                part = load_columns(self.store, shard, [latest_by])
-                if latest_by not in part.column_names:
-                    raise ContractError("a column is missing", expected=latest_by, where=shard.key)
-                values = part.column(latest_by).to_pylist()
-                last.update((values[row], (number, row)) for row in rows)
-        latest = set(last.values())
-        result: list[tuple[Shard, list[int]]] = []
-        for number, (shard, rows) in enumerate(order):
-            kept = rows if latest_by is None else [row for row in rows if (number, row) in latest]
-            if wanted is not None:
-                status = load_columns(self.store, shard, ["status"]).column("status").to_pylist()
-                kept = [row for row in kept if status[row] in wanted]
-            result.append((shard, kept))
-        return result
+    def _each(self, chosen: Sequence[Chosen], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """The chosen rows of each shard, in this order; several shards at a time where that helps."""
 
-    def _take(self, shard: Shard, rows: list[int], columns: Sequence[str] | None) -> pa.Table:
-        whole = load_columns(self.store, shard, columns)
-        if len(rows) == shard.rows:
-            return whole
-        return whole.take(pa.array(rows, pa.int64()))
+        def take(of: Chosen) -> pa.Table:
+            shard, rows = of
+            whole = self._load(shard, columns)
+            if not whole.column_names:  # a shard that has none of the columns still has its rows
+                whole = self._load(shard, ["row_key"])
+            return whole if rows is None else whole.take(pa.array(rows, pa.int64()))
 
-    def _empty(self, order: list[tuple[Shard, list[int]]], columns: Sequence[str] | None) -> pa.Table:
+        count = min(readers(self.store), len(chosen))
+        if count < 2:
+            yield from map(take, chosen)
+            return
+        with ThreadPoolExecutor(count) as pool:
+            yield from pool.map(take, chosen)
+
+    def _load(self, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
+        digest = self._index.unread.get(shard.key)
+        if digest is None:
+            return load_columns(self.store, shard, columns)
+        # Its keys came from a block: the shard itself must hold them too before anything of it is handed out.
+        wanted = columns if columns is None or "row_key" in columns else ["row_key", *columns]
+        whole = load_columns(self.store, shard, wanted)
+        check_keys(shard, digest, *encode(whole.column("row_key")))
+        self._index.unread.pop(shard.key, None)
+        return whole if columns is None else whole.select([n for n in whole.column_names if n in columns])
+
+    def _empty(self, order: Sequence[Chosen], columns: Sequence[str] | None) -> pa.Table:
         schema = shard_schema(self.store, order[0][0]) if order else base_schema()
         table = schema.empty_table()
         if columns is None:
@@ -341,7 +376,6 @@ def _completed(rows: pa.Table, run: str) -> pa.Table:
     return pa.table(columns)
 
 
-def _without(rows: pa.Table, held: Set[str]) -> pa.Table:
-    keys = cast("list[str]", rows.column("row_key").to_pylist())
-    left = [number for number, key in enumerate(keys) if key not in held]
-    return rows if len(left) == len(keys) else rows.take(pa.array(left, pa.int64()))
+def _without(rows: pa.Table, index: Index) -> pa.Table:
+    held = index.holds(rows.column("row_key"))
+    return rows.take(pa.array(np.flatnonzero(~held))) if held.any() else rows

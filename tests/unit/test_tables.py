@@ -75,6 +75,18 @@ def test_a_failure_is_recorded_and_made_good(table: Table) -> None:
     assert [(row["status"], row["run"]) for row in found] == [("kept", "2")]
 
 
+def test_of_failures_the_last_one_counts_also_for_who_reads_them_all_at_once(table: Table) -> None:
+    for run in "123":
+        table.commit(rows("a", "b", status="failed"), run=run)
+    table.commit(rows("b"), run="4")
+    known = [("a", "failed", "3"), ("b", "kept", "4")]
+    for _ in range(2):
+        found = table.read(columns=["row_key", "status", "run"]).to_pylist()
+        assert [tuple(row.values()) for row in found] == known
+        forget()
+        table = Table(table.store, table.dataset, table.name)
+
+
 def test_recipes_and_their_references(table: Table) -> None:
     table.commit(rows("a", "b"), run="1")
     table.commit(rows("c", recipe="r2"), run="2")
