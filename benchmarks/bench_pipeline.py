@@ -4,8 +4,8 @@ A server of its own (tests/s3_server.py) holds the pictures in the bucket `faces
 
 busy_share    Share of the time in which a simulated device computes, from the first listing to the last
               acknowledged write; the least of `chain_busy_share` (list, fetch JPEG of 256 px, decode, align
-              by known quads, batch, device, PNG, store), `eyes_busy_share` (the same, and YuNet looks at
-              each picture), `invert_busy_share` and `edit_busy_share` (the real flows on a real Prefect
+              by quads that are known, batch, device, PNG, store), `eyes_busy_share` (the same, and YuNet sees
+              every picture), `invert_busy_share` and `edit_busy_share` (the real flows on a real Prefect
               server, from the plan's first read to the commit of the last shard). `eyes_most_possible` is the
               share at which all cores were busy with this process alone: no engine reaches more here.
               The device uses no CPU, takes one batch at a time and 0.4 s for 32 rows, shorter batches in

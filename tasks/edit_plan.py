@@ -16,6 +16,7 @@ from sdflow_core.records.keys import canonical_json, sha256_hex
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 from tasks import recipes
+from tasks.consented import today
 from tasks.plans import Shards, write_plans
 from tasks.runtime import load_bundle, settings
 from tasks.step import StepRun, step
@@ -125,7 +126,7 @@ def plan_edit(run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: boo
     """Cross kept sources with variants, check consent, plan what the table lacks; dry runs write nothing."""
     store, dataset = run.store, run.job.dataset
     bundle, recipe = _checked(run, variants, config)
-    wanted = wanted_edits(store, dataset, variants, recipe, bundle)
+    wanted = wanted_edits(store, dataset, variants, recipe, bundle, today())
     ids = spell_list(wanted.keys)
     edit_run = _edit_run(dataset, recipe, ids)
     table = Table(store, dataset, "edits")
@@ -157,7 +158,7 @@ def plan_queue(run: StepRun, variants: tuple[Any, ...], config: Any) -> QueuePla
     """
     store, dataset = run.store, run.job.dataset
     bundle, recipe = _checked(run, variants, config)
-    wanted = wanted_edits(store, dataset, variants, recipe, bundle)
+    wanted = wanted_edits(store, dataset, variants, recipe, bundle, today())
     table = Table(store, dataset, "edits")
     lacking = ~table.holds(wanted.keys, recipe)
     runs, bare, by = _announced(store, dataset, recipe, table, wanted)

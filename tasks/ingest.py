@@ -22,7 +22,10 @@ from tasks.step import StepRun, step
 from tasks.streams import fetching, keeping, looking, shard_stream
 
 # Files that are read and not decoded yet take no more memory than this; a larger one is read alone.
-_BYTES_AHEAD = 256 * 2**20
+_BYTES_AHEAD = 64 * 2**20
+# Pictures that are decoded side by side have no more pixels than this, and a larger one is decoded alone: a
+# hostile folder takes the memory of one such picture, however many cores there are.
+_PIXELS_AT_A_TIME = 25_000_000
 _BASE = [field for field in base_schema() if field.name != "run"]  # `Table` adds the run
 
 
@@ -118,7 +121,7 @@ class _Looking:
         """Files are read ahead, up to a number and a sum of bytes; crops are written behind."""
         return [
             fetching(self.fetch, ahead=32, weigh=_bytes_to_read, most=_BYTES_AHEAD),
-            looking("judge", self.judge),
+            looking("judge", self.judge, weigh=_pixels_to_decode, most=_PIXELS_AT_A_TIME),
             keeping(self.keep),
         ]
 
@@ -192,6 +195,13 @@ def _is_known(item: dict[str, Any]) -> bool:
 
 def _bytes_to_read(item: dict[str, Any]) -> int:
     return 0 if _is_known(item) else int(item["size_bytes"] or 0)
+
+
+def _pixels_to_decode(read: tuple[dict[str, Any], bytes | SDFlowError | None]) -> int:
+    from sdflow_core.faces.decode import header_pixels
+
+    item, data = read
+    return header_pixels(data) if isinstance(data, bytes) and not item["why"] else 0
 
 
 def _raising(error: SDFlowError) -> Any:

@@ -43,8 +43,7 @@ class Settings(BaseSettings):
         gpu_limit: Global concurrency limit of the Prefect server that guards the device; empty: none. The
             deployments set it.
         io_threads: Threads of a shard task that read from sources and the store, and as many that write.
-        pixel_threads: Threads of a shard task that decode, align, encode and hash; 0: one a core. A picture
-            of the largest size allowed takes a few hundred megabytes in each while it is decoded.
+        pixel_threads: Threads of a shard task that decode, align, encode and hash; 0: one a core.
     """
 
     model_config = SettingsConfigDict(env_prefix="SDFLOW_", frozen=True, extra="ignore")

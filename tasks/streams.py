@@ -35,10 +35,16 @@ def fetching(function: Callable[[Any], Any], ahead: int, **bound: Any) -> Stage:
     return Stage("fetch", function, settings().io_threads, ahead, **bound)
 
 
-def looking(name: str, function: Callable[[Any], Any]) -> Stage:
-    """Work on pixels: as many at a time as there are cores. Codecs let go of the interpreter's lock."""
+def looking(name: str, function: Callable[[Any], Any], **bound: Any) -> Stage:
+    """Work on pixels: as many at a time as there are cores. Codecs let go of the interpreter's lock.
+
+    Args:
+        name: Of the stage.
+        function: Of one item.
+        bound: `weigh` and `most`, for what is not known to be small.
+    """
     threads = settings().pixel_threads or _cores()
-    return Stage(name, function, threads, threads)
+    return Stage(name, function, threads, threads, **bound)
 
 
 def modelling(function: Callable[[Any], Any]) -> Stage:

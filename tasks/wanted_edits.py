@@ -21,7 +21,7 @@ from sdflow_core.records.row_keys import Keys, Run, encode, sorted_order
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 from tasks import recipes
-from tasks.consented import ended, kept_table, today
+from tasks.consented import ended, kept_table
 
 __all__ = ["Wanted", "wanted_edits"]
 
@@ -115,8 +115,10 @@ def _refused(source: dict[str, Any], variant: Any, day: date) -> str:
     return "" if source["code"] else _NO_LATENT
 
 
-def wanted_edits(store: Store, dataset: str, variants: Sequence[Any], recipe: str, bundle: Any) -> Wanted:
-    """Every kept source crossed with every variant.
+def wanted_edits(
+    store: Store, dataset: str, variants: Sequence[Any], recipe: str, bundle: Any, day: date
+) -> Wanted:
+    """Every kept source crossed with every variant; `day` counts for consents.
 
     Raises:
         ContractError: There are no latents of the bundle's encoder.
@@ -137,7 +139,7 @@ def wanted_edits(store: Store, dataset: str, variants: Sequence[Any], recipe: st
     parts.clear()
     order = sorted_order(keys)
     faces = Table(store, dataset, "faces")
-    return Wanted(keys.take(order), order, sources, tuple(variants), recipe, faces, of_ingest, today())
+    return Wanted(keys.take(order), order, sources, tuple(variants), recipe, faces, of_ingest, day)
 
 
 def _with_codes(latents: pa.Table, sources: pa.Table) -> pa.Table:

@@ -118,6 +118,33 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
             raise Rejected(f"damaged or incomplete {name}{_why(error)}") from None
 
 
+def header_pixels(data: bytes) -> int:
+    """Width x height as the header says, so that large pictures are not decoded side by side.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        0 for what `decode` refuses without a look; `MAX_PIXELS` where the header does not say.
+
+    Example:
+        >>> header_pixels(b"hello")
+        0
+    """
+    try:
+        name, opener = _choose(data)
+        if name == "WebP":  # its decoder takes memory for the canvas when it opens
+            width, height = _webp_size(data)
+        else:
+            with _quiet(), opener(io.BytesIO(data)) as picture:
+                width, height = picture.size
+    except Rejected:
+        return 0
+    except Exception:  # hostile bytes make decoders raise anything; some of these pictures are good
+        return MAX_PIXELS
+    return width * height
+
+
 def _decode(
     name: str, opener: Callable[[io.BytesIO], ImageFile.ImageFile], data: bytes, max_pixels: int
 ) -> NDArray[np.uint8]:

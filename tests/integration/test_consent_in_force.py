@@ -98,7 +98,7 @@ def test_no_step_uses_a_face_whose_consent_was_withdrawn_or_has_ended(customer: 
 def test_edit_refuses_what_ended_since_and_says_so(
     customer: Customer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks.wanted_edits
+    import tasks.edit_plan
 
     (customer.folder / "ann.jpg").write_bytes(customer.person(0))
     (customer.folder / "bob.jpg").write_bytes(customer.person(1))
@@ -107,7 +107,7 @@ def test_edit_refuses_what_ended_since_and_says_so(
     customer.run("invert")
     customer.run("label")
     customer.run("train", TINY)
-    monkeypatch.setattr(tasks.wanted_edits, "today", lambda: today + timedelta(days=1))
+    monkeypatch.setattr(tasks.edit_plan, "today", lambda: today + timedelta(days=1))
     facts = customer.run("edit", [{"smiling": "flip"}])
     rows = Table(customer.store, "one", "edits").read().to_pylist()
     dropped = [row for row in rows if row["status"] == "dropped"]
