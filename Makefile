@@ -15,7 +15,7 @@ WORKERS ?= 2
 install: $(STAMP)
 
 # torch goes first and alone: resolved together with the rest, several GB of CUDA packages would come along.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/requirements-s3-server.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0

@@ -5,10 +5,12 @@ Both are reached through fsspec's registry. Nothing here asks a server anything.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ _READ_SECONDS = 60  # between two pieces of an answer
 _WHOLE_SECONDS = 600  # for one object
 _TOKEN_LIFE = timedelta(minutes=10)  # obstore asks again when half of it is left; botocore renews before that
 _CONNECTIONS = 32
+_ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 _BULK = "sdflow-bulk-s3"
 _HOSTABLE = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
@@ -29,6 +32,7 @@ def s3fs_client() -> Any:
     """s3fs with settings that were measured; retries are ours, so one request here is one request."""
     import fsspec
 
+    _few_heaps()
     style = os.environ.get("SDFLOW_S3_ADDRESSING", "")
     if style not in ("", "auto", "path", "virtual"):
         raise ContractError(
@@ -55,6 +59,20 @@ def s3fs_client() -> Any:
         ) from error
     made.retries = 1
     return made
+
+
+@cache
+def _few_heaps() -> None:
+    """Let all threads of this process share a few heaps of the C library, where that is glibc.
+
+    By default it gives each thread one and keeps there what is freed: the threads of two clients and of those
+    who wait for them, each with an object of some megabytes for a moment, made a process grow by 100 MB.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    mallopt(_ARENA_MAX, min(4, os.cpu_count() or 1))
 
 
 def bulk_client(s3: Any, bucket: str) -> Any:
