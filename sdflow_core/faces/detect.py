@@ -23,6 +23,9 @@ _SCORE, _OVERLAP, _MOST_FACES = 0.6, 0.3, 50
 # YuNet also "finds" faces that lie on their side or upside down, with points where those of an upright face
 # would be. Turning tells: of 400 upright synthetic people none, of 687 turned ones 683 scored better turned.
 _TURN_SIDE_PX, _TURN_MARGIN = 320, 0.015
+# A smaller look, a third of the cost, says first whether that is worth it: so it is for 0.5 % of upright
+# faces, and on 1,319 upright and 3,218 turned faces (photographs and synthetic) the verdicts stayed the same.
+_GLANCE_SIDE_PX, _GLANCE_MARGIN = 160, 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,18 +152,24 @@ class Detector(ModelFile):
         left, top = np.clip(np.floor(middle - reach).astype(int), 0, (width - 1, height - 1))
         right, bottom = np.clip(np.ceil(middle + reach).astype(int), (left + 1, top + 1), (width, height))
         around = image[top:bottom, left:right]
-        factor = _TURN_SIDE_PX / max(around.shape[:2])
-        size = max(1, round(around.shape[1] * factor)), max(1, round(around.shape[0] * factor))
-        kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        small = np.asarray(cv2.resize(around, size, interpolation=kind), dtype=np.uint8)
 
-        def score(turn: int) -> float:
-            found = self._look(np.rot90(small, turn), _TURN_SIDE_PX)
-            return max((face.score for face in found), default=0.0)
+        def view(side_px: int) -> NDArray[np.uint8]:
+            factor = side_px / max(around.shape[:2])
+            size = max(1, round(around.shape[1] * factor)), max(1, round(around.shape[0] * factor))
+            kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+            return np.asarray(cv2.resize(around, size, interpolation=kind), dtype=np.uint8)
 
-        turned = max(score(1), score(2), score(3))
+        def score(small: NDArray[np.uint8], *turns: int) -> float:
+            side_px = max(small.shape[:2])
+            looks = (self._look(np.rot90(small, turn), side_px) for turn in turns)
+            return max((face.score for found in looks for face in found), default=0.0)
+
+        if score(view(_GLANCE_SIDE_PX), 1, 2, 3) <= face.score - _GLANCE_MARGIN:
+            return False
+        small = view(_TURN_SIDE_PX)
+        turned = score(small, 1, 2, 3)
         # upright it is looked at last: most faces score so well where they stand that this decides nothing
-        return turned > face.score + _TURN_MARGIN and turned > score(0) + _TURN_MARGIN
+        return turned > face.score + _TURN_MARGIN and turned > score(small, 0) + _TURN_MARGIN
 
     def _look(self, image: NDArray[np.uint8], long_side_px: int) -> list[Face]:
         height, width = image.shape[:2]
