@@ -67,12 +67,17 @@ def _few_heaps() -> None:
 
     By default it gives each thread one and keeps there what is freed: the threads of two clients and of those
     who wait for them, each with an object of some megabytes for a moment, made a process grow by 100 MB.
+    Arrow's own allocator does the same with some 4 MB a thread, so Arrow is asked to use these heaps too.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return  # another C library
     mallopt(_ARENA_MAX, min(4, os.cpu_count() or 1))
+    if not os.environ.get("ARROW_DEFAULT_MEMORY_POOL"):  # who sets it knows better
+        import pyarrow
+
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
 
 
 def bulk_client(s3: Any, bucket: str) -> Any:
