@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from sdflow_core.faces.encoder import EncoderConfig
 from sdflow_core.faces.generator import GeneratorConfig
 from sdflow_core.faces.labeller import Labeller, LabellerConfig
+from sdflow_core.faces.pretraining.adversary import Adversary, AdversaryConfig, augmented
 from sdflow_core.faces.pretraining.autoencoder import AutoencoderConfig, AutoencoderTraining
 from sdflow_core.faces.pretraining.classifiers import auc, calibration_error
 from sdflow_core.faces.pretraining.data import FaceSet, part_of, person_of, read_labels
@@ -28,14 +31,23 @@ def noise(count: int = 520) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
 
 
-def training() -> AutoencoderTraining:
+class MeanColour:
+    """Stands for a network that tells people apart: their mean colour is who they are."""
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(2, 3)) + 2
+
+
+def training(**options: Any) -> AutoencoderTraining:
     torch.manual_seed(0)
     features = Labeller(LabellerConfig(attributes=("a",), channels=(4, 8))).eval().requires_grad_(False)
-    return AutoencoderTraining(noise(), features, TINY)
+    config = TINY.model_copy(update=options.pop("config", {}))
+    return AutoencoderTraining(noise(), features, config, **options)
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_same_training() -> None:
+    torch.manual_seed(5)  # nothing of the process may matter
     whole = training()
     for _ in range(TINY.steps):
         whole.step()
@@ -49,6 +61,62 @@ def test_killed_and_resumed_is_the_same_training() -> None:
         again.step()
     for a, b in zip(whole.ema_generator.parameters(), again.ema_generator.parameters(), strict=True):
         assert torch.equal(a, b)
+    assert whole.adversary.probability == again.adversary.probability
+
+
+@pytest.mark.slow
+def test_people_are_compared_where_a_network_can_and_from_the_step_that_was_said() -> None:
+    told = training(identity=MeanColour(), config={"identity_from": 1, "identity_share": 0.5})
+    assert "identity" not in told.step()
+    assert told.step()["identity"] > 0
+    assert "identity" not in training().step()
+
+
+def test_pictures_are_drawn_in_proportion_to_their_weights() -> None:
+    weights = np.zeros(520)
+    weights[[3, 8]] = 1.0, 3.0
+    drawn = training(weights=weights)
+    known = {tuple(drawn.images[n].flatten()[:9].tolist()): n for n in (3, 8)}
+    flipped = {tuple(drawn.images[n].flip(1).flatten()[:9].tolist()): n for n in (3, 8)}
+    found = []
+    for _ in range(60):
+        for picture in drawn._batch():
+            start = ((picture.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).flatten()[:9]
+            found.append((known | flipped)[tuple(start.tolist())])
+    assert 0.65 < np.mean(np.array(found) == 8) < 0.85
+    for bad in (np.ones(519), np.full(520, np.nan), np.full(520, -1.0)):
+        with pytest.raises(ContractError, match="weights of the images"):
+            training(weights=bad)
+
+
+def test_augmentation_grows_only_while_the_adversary_knows_the_set_by_heart() -> None:
+    torch.manual_seed(0)
+    config = AdversaryConfig(channels=(4, 4, 4, 4, 4), grow_images=40)
+    one = Adversary(64, config, torch.device("cpu"), 0)
+    one._adapt(1.0, 4)
+    assert one.probability == 0.0  # one batch says little
+    for _ in range(60):
+        one._adapt(1.0, 4)
+    grown = one.probability
+    assert grown == 0.8  # and never so much that no picture is seen as it is
+    for _ in range(200):
+        one._adapt(0.0, 4)
+    assert one.probability == 0.0
+    off = Adversary(64, config.model_copy(update={"aim": -1.0}), torch.device("cpu"), 0)
+    for _ in range(60):
+        off._adapt(1.0, 4)
+    assert off.probability == 0.0
+
+
+def test_augmentation_changes_some_pictures_and_lets_gradients_through() -> None:
+    images = torch.rand(64, 3, 32, 32).requires_grad_(True)
+    rng = torch.Generator().manual_seed(0)
+    assert augmented(images, 0.0, rng) is images
+    seen = augmented(images, 0.3, rng)
+    same = torch.isclose(seen, images, atol=1e-5).flatten(1).all(1)
+    assert seen.shape == images.shape and 0 < int(same.sum()) < 64
+    seen.sum().backward()
+    assert images.grad is not None and bool((images.grad.flatten(1).abs().sum(1) > 0).all())
 
 
 def test_too_few_images_are_refused() -> None:

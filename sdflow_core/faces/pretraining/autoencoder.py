@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,20 @@ from sdflow_core.faces.checkpoint import NetworkConfig
 from sdflow_core.faces.encoder import Encoder, EncoderConfig
 from sdflow_core.faces.generator import Generator, GeneratorConfig
 from sdflow_core.faces.labeller import AttributeNetwork
-from sdflow_core.faces.pretraining.discriminator import Discriminator
+from sdflow_core.faces.pretraining.adversary import Adversary, AdversaryConfig
 from sdflow_core.faces.prior import Prior
 from sdflow_core.records.errors import ContractError
 
 Progress = Callable[[int, int, dict[str, float]], None]
 N = TypeVar("N", bound=nn.Module)
+
+
+class Identity(Protocol):
+    """A frozen network that tells people apart; gradients go through to the pictures."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] -> [B, E]; compared by the angle between them."""
+        ...
 
 
 def channels_last(network: N) -> N:
@@ -37,120 +45,180 @@ def channels_last(network: N) -> N:
 
 
 class AutoencoderConfig(NetworkConfig):
-    """Everything that changes the result of the training."""
+    """Everything that changes the result of the training.
+
+    Attributes:
+        generator: Size of the generator.
+        encoder: Size of the encoder.
+        adversary: The discriminator and how it learns.
+        steps: Optimiser steps.
+        adversarial_from: First step with the adversary.
+        batch: Pictures a step.
+        lr_generator: Peak learning rate; all rates warm up over 200 steps and fall over the last `fall`.
+        lr_encoder: Likewise.
+        fall: Share of the steps over which the rates fall to a fiftieth.
+        weight_pixel: Of the mean absolute error of the pixels.
+        weight_pyramid: Of the same at 1/2, 1/4 and 1/8 of the size.
+        weight_features: Of the distance in the maps of the feature network.
+        weight_identity: Of 1 - cosine in the space of the identity network, where there is one.
+        identity_from: First step with it.
+        identity_share: Share of a batch that it sees: it is the dearest of the losses.
+        weight_matching: Of the distance in the discriminator's maps.
+        weight_adversarial: Of what the discriminator says of reconstructions and of samples.
+        weight_w: Of the variance of the codes.
+        prior_truncation: Of the samples that the discriminator sees.
+        ema_half_life: Steps after which a weight counts half in the average that ships.
+        seed: Of every random draw.
+    """
 
     generator: GeneratorConfig = GeneratorConfig(
         resolution=64, style_dim=128, channel_base=3072, channel_max=192, mapping_layers=0
     )
     encoder: EncoderConfig = EncoderConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
     steps: int = 6000
     adversarial_from: int = 3000
     batch: int = 16
     lr_generator: float = 3e-3
     lr_encoder: float = 1e-3
-    lr_discriminator: float = 1e-3
+    fall: float = 0.3
     weight_pixel: float = 4.0
     weight_pyramid: float = 2.0
     weight_features: float = 1.0
+    weight_identity: float = 1.0
+    identity_from: int = 0
+    identity_share: float = 1.0
     weight_matching: float = 1.0
     weight_adversarial: float = 0.3
     weight_w: float = 5e-4
-    r1: float = 4.0
-    r1_every: int = 16
-    discriminator_every: int = 2
     prior_truncation: float = 0.9
     ema_half_life: int = 600
     seed: int = 0
 
 
 class AutoencoderTraining:
-    """State of one training; `step()` advances it, `state()` / `restore()` make it resumable.
+    """State of one training; `step()` advances it, `state()` / `restore()` make it resumable to the step.
 
     Args:
         images: uint8 [N, H, W, 3] aligned faces.
         features: A frozen network whose feature maps serve as perceptual distance (our own labeller, never
             a judge).
         config: What to train.
+        identity: A frozen network that tells people apart, never a judge; None: no such loss.
+        weights: [N] how often each picture is drawn, in proportion; None: all alike.
+        device: Where it computes; the result repeats per kind of device only.
+
+    Raises:
+        ContractError: Fewer than 500 images, or weights that do not fit them.
     """
 
     def __init__(
-        self, images: npt.NDArray[np.uint8], features: AttributeNetwork, config: AutoencoderConfig
+        self,
+        images: npt.NDArray[np.uint8],
+        features: AttributeNetwork,
+        config: AutoencoderConfig,
+        *,
+        identity: Identity | None = None,
+        weights: npt.NDArray[np.floating[Any]] | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         if len(images) < 500:
             raise ContractError("images to pretrain on", expected="at least 500", found=len(images))
-        self.config, self.images, self.teacher = config, images, features
+        if weights is not None and (
+            weights.shape != (len(images),) or not np.isfinite(weights).all() or weights.min() < 0
+        ):
+            raise ContractError(
+                "weights of the images", expected=f"{len(images)} finite numbers >= 0", found=weights.shape
+            )
+        self.config, self.device = config, torch.device(device)
+        # On a GPU the whole set lies there: 20,000 pictures of 128 px are one gigabyte.
+        self.images = torch.from_numpy(images).to(self.device)
+        self.weights = None if weights is None else torch.from_numpy(weights.astype(np.float64))
+        self.teacher, self.identity = features.to(self.device), identity
         torch.manual_seed(config.seed)
-        self.generator = channels_last(Generator(config.generator))
-        self.encoder = channels_last(Encoder(config.encoder))
-        self.discriminator = channels_last(Discriminator(config.generator.resolution))
+        self.generator = channels_last(Generator(config.generator)).to(self.device)
+        self.encoder = channels_last(Encoder(config.encoder)).to(self.device)
+        self.adversary = Adversary(
+            config.generator.resolution, config.adversary, self.device, config.seed + 2
+        )
+        self.adversary.network.requires_grad_(False)
         self.ema_generator = copy.deepcopy(self.generator).requires_grad_(False)
         self.ema_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        parts = (("generator", config.lr_generator), ("encoder", config.lr_encoder))
         self.optimiser = torch.optim.Adam(
-            [
-                {
-                    "params": list(self.generator.parameters()),
-                    "lr": config.lr_generator,
-                    "base": config.lr_generator,
-                },
-                {
-                    "params": list(self.encoder.parameters()),
-                    "lr": config.lr_encoder,
-                    "base": config.lr_encoder,
-                },
-            ],
+            [{"params": list(getattr(self, n).parameters()), "lr": rate, "base": rate} for n, rate in parts],
             betas=(0.5, 0.99),
-        )
-        self.optimiser_d = torch.optim.Adam(
-            self.discriminator.parameters(), lr=config.lr_discriminator, betas=(0.0, 0.99)
         )
         self.rng = torch.Generator().manual_seed(config.seed + 1)
         self.done = 0
         self.prior: Prior | None = None
 
+    def _float(self, index: Tensor) -> Tensor:
+        x = self.images[index.to(self.device)].permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        return x.contiguous(memory_format=torch.channels_last)
+
     def _batch(self) -> Tensor:
-        index = torch.randint(len(self.images), (self.config.batch,), generator=self.rng).numpy()
-        x = torch.from_numpy(self.images[index]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        flip = torch.rand(len(x), generator=self.rng) < 0.5
+        count = self.config.batch
+        if self.weights is None:
+            index = torch.randint(len(self.images), (count,), generator=self.rng)
+        else:
+            index = torch.multinomial(self.weights, count, replacement=True, generator=self.rng)
+        x = self._float(index)
+        flip = (torch.rand(len(x), generator=self.rng) < 0.5).to(self.device)
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def _rates(self) -> None:
+    def _rate(self) -> float:
         c = self.config
         warm = min(1.0, (self.done + 1) / 200)
-        tail = min(1.0, (c.steps - self.done) / (0.3 * c.steps))  # falls over the last 30 %
+        tail = min(1.0, (c.steps - self.done) / (c.fall * c.steps)) if c.fall > 0 else 1.0
         for group in self.optimiser.param_groups:
             group["lr"] = group["base"] * warm * max(tail, 0.02)
-        for group in self.optimiser_d.param_groups:
-            group["lr"] = c.lr_discriminator * max(tail, 0.02)
+        return max(tail, 0.02)
 
-    def _reconstruction(self, x: Tensor, y: Tensor) -> Tensor:
+    def _reconstruction(self, x: Tensor, y: Tensor, out: dict[str, float]) -> Tensor:
+        """Pixels, pyramid, features, identity; `y` float32."""
         c = self.config
-        loss = c.weight_pixel * F.l1_loss(y, x)
+        pixel = F.l1_loss(y, x)
+        loss = c.weight_pixel * pixel
         for k in (2, 4, 8):
             loss = loss + c.weight_pyramid * F.l1_loss(F.avg_pool2d(y, k), F.avg_pool2d(x, k))
         with torch.no_grad():
             wanted = self.teacher.features(x)
+        features = torch.zeros((), device=self.device)
         for a, b in zip(self.teacher.features(y), wanted, strict=True):
             scale = b.float().abs().mean().clamp_min(1e-3)
-            loss = loss + c.weight_features * (a.float() - b.float()).abs().mean() / scale / len(wanted)
+            features = features + (a.float() - b.float()).abs().mean() / scale / len(wanted)
+        loss = loss + c.weight_features * features
+        out |= {"pixel": float(pixel.detach()), "features": float(features.detach())}
+        if self.identity is not None and c.weight_identity and self.done >= c.identity_from:
+            count = max(1, round(c.identity_share * len(x)))
+            with torch.no_grad():
+                person = self.identity.features(x[:count]).float()
+            angle = 1 - F.cosine_similarity(self.identity.features(y[:count]).float(), person).mean()
+            loss = loss + c.weight_identity * angle
+            out["identity"] = float(angle.detach())
         return loss
 
-    def _discriminate(self, real: Tensor, fake: Tensor) -> tuple[Tensor, float]:
+    def _fooling(self, x: Tensor, y: Tensor, sampled: Tensor, out: dict[str, float]) -> Tensor:
+        """What the adversary says of reconstructions and samples, and how its maps of x and y differ."""
         c = self.config
-        penalised = (self.done // c.discriminator_every) % c.r1_every == 0
-        if penalised:
-            real = real.detach().requires_grad_(True)
-            scores, _ = self.discriminator(real)  # fp32: the penalty's double backward wants it
-            (gradient,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
-            penalty = gradient.square().sum(dim=(1, 2, 3)).mean()
-            loss_real = F.softplus(-scores).mean() + 0.5 * c.r1 * penalty * c.r1_every / 16
-        else:
-            with torch.autocast("cpu", torch.bfloat16):
-                scores, _ = self.discriminator(real)
-            loss_real = F.softplus(-scores.float()).mean()
-        with torch.autocast("cpu", torch.bfloat16):
-            fakes, _ = self.discriminator(fake)
-        return loss_real + F.softplus(fakes.float()).mean(), float(scores.detach().float().mean())
+        with torch.no_grad():
+            _, wanted = self.adversary.maps(x)
+        logits, got = self.adversary.maps(y)
+        matching = sum(
+            (
+                (a.float() - b.float()).abs().mean() / b.float().abs().mean().clamp_min(1e-3)
+                for a, b in zip(got, wanted, strict=True)
+            ),
+            torch.zeros((), device=self.device),
+        ) / len(got)
+        if self.adversary.probability > 0:  # what it learned from was augmented, so is what it is asked
+            logits, _ = self.adversary.looks(y)
+        other, _ = self.adversary.looks(sampled)
+        fool = F.softplus(-logits).mean() + F.softplus(-other).mean()
+        out |= {"matching": float(matching.detach()), "fool": float(fool.detach())}
+        return c.weight_matching * matching + c.weight_adversarial * fool
 
     def step(self) -> dict[str, float]:
         """One optimiser step.
@@ -163,37 +231,23 @@ class AutoencoderTraining:
         """
         c = self.config
         adversarial = self.done >= c.adversarial_from
-        self._rates()
+        rate = self._rate()
         if adversarial and (self.prior is None or self.done % 200 == 0):
             self.fit_prior(2000)
         x = self._batch()
         out: dict[str, float] = {}
         sampled: Tensor | None = None
-        self.discriminator.requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             w = self.encoder.encode(x)
-            y = self.generator.synthesize(w, noise="random")
-            loss = self._reconstruction(x, y.float())
+            y = self.generator.synthesize(w, noise="random").float()
+            loss = self._reconstruction(x, y, out)
             w_size = (w.float() - w.float().mean(0, keepdim=True)).square().mean()
             loss = loss + c.weight_w * w_size
             if adversarial:
                 assert self.prior is not None
                 codes = self.prior.sample(c.batch // 2, self.rng, truncation=c.prior_truncation)
-                sampled = self.generator.synthesize(codes, noise="random")
-                _, wanted = self.discriminator(x)
-                logits, got = self.discriminator(torch.cat([y, sampled.to(y.dtype)]))
-                n = len(x)
-                matching = sum(
-                    (
-                        (a[:n].float() - b.float()).abs().mean() / b.float().abs().mean().clamp_min(1e-3)
-                        for a, b in zip(got, wanted, strict=True)
-                    ),
-                    torch.zeros(()),
-                ) / len(got)
-                logits = logits.float()
-                fool = F.softplus(-logits[:n]).mean() + F.softplus(-logits[n:]).mean()
-                loss = loss + c.weight_matching * matching + c.weight_adversarial * fool
-                out |= {"matching": float(matching.detach()), "fool": float(fool.detach())}
+                sampled = self.generator.synthesize(codes.to(self.device), noise="random").float()
+                loss = loss + self._fooling(x, y, sampled, out)
         if not bool(torch.isfinite(loss)):
             raise ContractError(
                 "pretraining diverged",
@@ -206,20 +260,11 @@ class AutoencoderTraining:
         for group in self.optimiser.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 2.0)
         self.optimiser.step()
-        out |= {
-            "loss": float(loss.detach()),
-            "mse": float(F.mse_loss(y.detach().float(), x)),
-            "w": float(w_size.detach()),
-        }
-        if sampled is not None and self.done % c.discriminator_every == 0:
-            self.discriminator.requires_grad_(True)
-            fake = torch.cat([y.detach().float(), sampled.detach().float()])
-            loss_d, real_score = self._discriminate(x, fake.contiguous(memory_format=torch.channels_last))
-            self.optimiser_d.zero_grad(set_to_none=True)
-            loss_d.backward()
-            torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), 5.0)
-            self.optimiser_d.step()
-            out |= {"d": float(loss_d.detach()), "real": real_score}
+        error = F.mse_loss(y.detach(), x)
+        out |= {"loss": float(loss.detach()), "mse": float(error), "w": float(w_size.detach())}
+        if sampled is not None and self.done % c.adversary.every == 0:
+            fake = torch.cat([y.detach(), sampled.detach()]).contiguous(memory_format=torch.channels_last)
+            out |= self.adversary.learn(x, fake, rate)
         self._average()
         self.done += 1
         return out
@@ -234,13 +279,13 @@ class AutoencoderTraining:
 
     @torch.no_grad()
     def codes(self, index: npt.NDArray[np.int64], *, ema: bool = True) -> Tensor:
-        """Codes of training images, [n, L, D] float32."""
+        """Codes of training images, [n, L, D] float32, on the CPU."""
         net = self.ema_encoder if ema else self.encoder
         parts: list[Tensor] = []
         for i in range(0, len(index), 250):
-            x = torch.from_numpy(self.images[index[i : i + 250]]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            with torch.autocast("cpu", torch.bfloat16, enabled=not ema):
-                parts.append(net.encode(x.contiguous(memory_format=torch.channels_last)).float())
+            x = self._float(torch.from_numpy(index[i : i + 250]))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=not ema):
+                parts.append(net.encode(x).float().cpu())
         return torch.cat(parts)
 
     def fit_prior(self, count: int, *, ema: bool = False, factors: int = 256) -> Prior:
@@ -249,21 +294,22 @@ class AutoencoderTraining:
         self.prior = Prior.fit(self.codes(index, ema=ema), min(factors, count - 1))
         return self.prior
 
+    def _networks(self) -> dict[str, Any]:
+        names = ("generator", "encoder", "ema_generator", "ema_encoder", "optimiser")
+        return {name: getattr(self, name) for name in names}
+
     def state(self) -> bytes:
         """Everything needed to go on."""
         buffer = io.BytesIO()
+        states = {name: network.state_dict() for name, network in self._networks().items()}
         torch.save(
             {
+                **states,
                 "done": self.done,
                 "rng": self.rng.get_state(),
                 "torch_rng": torch.get_rng_state(),
-                "generator": self.generator.state_dict(),
-                "encoder": self.encoder.state_dict(),
-                "discriminator": self.discriminator.state_dict(),
-                "ema_generator": self.ema_generator.state_dict(),
-                "ema_encoder": self.ema_encoder.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "optimiser_d": self.optimiser_d.state_dict(),
+                "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+                "adversary": self.adversary.state(),
                 "prior": None if self.prior is None else self.prior.state_dict(),
             },
             buffer,
@@ -271,20 +317,15 @@ class AutoencoderTraining:
         return buffer.getvalue()
 
     def restore(self, data: bytes) -> None:
-        """Go on from `state()`."""
-        saved: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
-        for name in (
-            "generator",
-            "encoder",
-            "discriminator",
-            "ema_generator",
-            "ema_encoder",
-            "optimiser",
-            "optimiser_d",
-        ):
-            getattr(self, name).load_state_dict(saved[name])
+        """Go on from `state()`; one of another kind of device will do."""
+        saved: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        for name, network in self._networks().items():
+            network.load_state_dict(saved[name])
+        self.adversary.restore(saved["adversary"])
         self.rng.set_state(saved["rng"])
         torch.set_rng_state(saved["torch_rng"])
+        if self.device.type == "cuda" and saved["device_rng"] is not None:
+            torch.cuda.set_rng_state(saved["device_rng"], self.device)
         self.done = int(saved["done"])
         if saved["prior"] is not None:
             factors = saved["prior"]["factors"].shape[0]
