@@ -118,6 +118,8 @@ def app(arguments: Sequence[str] | None = None) -> int:
     try:
         code = build()(words, prog_name="sdflow", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:  # how this version of typer says that Ctrl-C was pressed
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         _fail(as_json, "interrupted; run the same command again to go on", kind="Interrupted", code=130)

@@ -72,7 +72,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
     drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     for name in columns:
-        drawn.add_column(name, overflow="fold")
+        drawn.add_column(Text(name), overflow="fold")
     for row in rows:
         # Text, not markup: a file may be called "[bold]".
         drawn.add_row(*(Text("" if cell is None else str(cell)) for cell in row))

@@ -22,7 +22,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdflow_core.records.errors import ContractError, SDFlowError
+from sdflow_core.records.errors import ContractError, SDFlowError, UnavailableError
 
 _START_SECONDS, _DRAIN_SECONDS, _STOP_SECONDS = 180.0, 2.0, 20.0
 _TODO_STATE = "set SDFLOW_STATE to a folder of this machine that can be written"
@@ -183,7 +183,8 @@ def prefect_server(store_uri: str) -> Generator[str]:
         os.environ.update({k: v for k, v in quiet.items() if k not in os.environ})
         os.environ["PREFECT_API_URL"] = configured
         try:
-            yield configured
+            with _lost_server_named(configured):
+                yield configured
         finally:
             if not given:
                 os.environ.pop("PREFECT_API_URL", None)
@@ -209,11 +210,32 @@ def prefect_server(store_uri: str) -> Generator[str]:
     try:
         _wait(server, url, log)
         os.environ["PREFECT_API_URL"] = url
-        yield url
+        with _lost_server_named(url):
+            yield url
         time.sleep(_DRAIN_SECONDS)  # the last task states are still on their way
     finally:
         os.environ.pop("PREFECT_API_URL", None)
         _stop(server)
+
+
+@contextmanager
+def _lost_server_named(url: str) -> Generator[None]:
+    """Say it in words of ours when the Prefect server goes away in the middle of a story."""
+    try:
+        yield
+    except SDFlowError:
+        raise
+    except Exception as error:
+        at: BaseException | None = error
+        while at is not None and type(at).__module__.partition(".")[0] not in ("httpx", "httpcore"):
+            at = at.__cause__ or at.__context__
+        if at is None or answers(url.rstrip("/")):
+            raise
+        raise UnavailableError(
+            "the Prefect server does not answer any more",
+            where=url,
+            todo="what was committed is kept: run the same command again",
+        ) from error
 
 
 def reachable(url: str) -> None:

@@ -37,7 +37,9 @@ def run_flow(
 ) -> Any:
     """Run a flow under a server, with a progress bar where somebody waits."""
     from cli.server import prefect_server
+    from tasks.runtime import settings
 
+    settings()  # a wrong one is said before a server is started
     store = now.store()
     store.check_writable()  # before a server is started for nothing, as what `check` looks at
     if check is not None:
@@ -173,6 +175,15 @@ def ingest(
     facts = run_flow(now, flow, "ingest", lambda store: checks.before_ingest(store, name, source, consent))
     facts = {**facts, "not_kept": _not_kept(now, name)}
     result(now, facts, lambda: _show_ingest(name, facts))
+    if facts["failed"] and facts["failed"] == facts["in"]:
+        from sdflow_core.records.errors import ContractError
+
+        raise ContractError(
+            "not one of the sources could be read",
+            found=f"{facts['failed']} rows, the first: {facts['not_kept'][0]['reason']}",
+            where=source,
+            todo="check the permission to read (on S3: s3:GetObject), then run the same command again",
+        )
 
 
 def _not_kept(now: State, dataset: str) -> list[dict[str, str]]:

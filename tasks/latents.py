@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sdflow_core.records.config import DatasetRef, PlanRef
-from sdflow_core.records.errors import ContractError
+from sdflow_core.records.errors import ContractError, CorruptError, NotFoundError
 from sdflow_core.records.keys import row_key
 from sdflow_core.records.tables import BASE_COLUMNS, Table, wplus_column
 from sdflow_core.streaming import Stage, Through, batched, flattened
@@ -22,6 +22,8 @@ from tasks.step import StepRun, step
 from tasks.streams import fetching, looking, modelling, shard_stream
 
 _NAMES = [*(name for name in BASE_COLUMNS if name != "run"), "face_id"]
+LOST_CROP = "the crop of this face is not in the store any more"
+CHANGED_CROP = "the crop of this face is not the one that was recorded"
 _AT_A_TIME = 8192  # faces whose keys are computed and looked up together
 
 
@@ -63,7 +65,7 @@ def _lacking(table: Table, recipe: str, keys: Any) -> npt.NDArray[np.int64]:
 
 def _faces(table: Table, keys: Any, places: npt.NDArray[np.int64]) -> Iterator[dict[str, Any]]:
     """The items of these faces, in this order; their rows are read as they are asked for."""
-    columns = ["row_key", "face_id", "crop"]
+    columns = ["row_key", "face_id", "crop", "crop_sha256"]
     for start in range(0, len(places), 1000):
         part = keys.take(pa.array(places[start : start + 1000]))
         yield from table.read(columns=columns, row_keys=part).to_pylist()
@@ -81,21 +83,59 @@ def plan_label(run: StepRun) -> Shards:
     return _plan(run, "labels", run.using(recipes.label(load_bundle(run.store, run.job.bundle))))
 
 
-def _crops_ahead(run: StepRun, batch_rows: int) -> list[Stage | Through]:
-    """Stages that turn rows of faces into batches of crops, uint8 [H, W, 3], while the model works."""
-    from sdflow_core.faces.pixels import read_png
+class _Crops:
+    """Rows of faces as batches of crops, uint8 [H, W, 3], while the model works.
 
-    def fetch(row: dict[str, Any]) -> bytes:
-        return run.store.read(row["crop"])
+    A crop that is missing, or is not the one that was recorded, costs its row and no other: the model gets a
+    black picture in its place, and `lost` says why, by the row's place.
+    """
 
-    return [fetching(fetch, ahead=batch_rows), looking("decode", read_png), batched(batch_rows)]
+    def __init__(self, run: StepRun, resolution: int) -> None:
+        self.run, self.blank = run, np.zeros((resolution, resolution, 3), np.uint8)
+        self.lost: dict[int, str] = {}
+
+    def stages(self, batch_rows: int) -> list[Stage | Through]:
+        """From (place, row) to batches."""
+        return [fetching(self.fetch, ahead=batch_rows), looking("decode", self.decode), batched(batch_rows)]
+
+    def fetch(self, item: tuple[int, dict[str, Any]]) -> tuple[int, dict[str, Any], bytes]:
+        """The file of the crop; empty where there is none."""
+        place, row = item
+        try:
+            return place, row, self.run.store.read(row["crop"])
+        except NotFoundError:
+            return place, row, b""
+
+    def decode(self, item: tuple[int, dict[str, Any], bytes]) -> Any:
+        """The pixels, if they are those that were recorded."""
+        from sdflow_core.faces.pixels import pixel_digest, read_png
+
+        place, row, data = item
+        if not data:
+            self.lost[place] = LOST_CROP
+            return self.blank
+        try:
+            picture = read_png(data)
+        except (ContractError, CorruptError):
+            picture = None
+        if picture is None or pixel_digest(picture) != row["crop_sha256"]:
+            self.lost[place] = CHANGED_CROP
+            return self.blank
+        return picture
 
 
-def _base_columns(rows: list[dict[str, Any]], recipe: str, reasons: list[str]) -> list[Any]:
+def _base_columns(
+    rows: list[dict[str, Any]], recipe: str, reasons: list[str], lost: dict[int, str]
+) -> list[Any]:
+    """`reasons` drop a row for good; `lost` may be found again, so that the next run tries anew."""
+    statuses = ["dropped" if reason else "kept" for reason in reasons]
+    reasons = list(reasons)
+    for place, why in lost.items():
+        statuses[place], reasons[place] = "failed", why
     return [
         pa.array([row_key(recipe, [r["row_key"]]) for r in rows]),
         pa.array([recipe] * len(rows)),
-        pa.array(["dropped" if reason else "kept" for reason in reasons]),
+        pa.array(statuses),
         pa.array(reasons),
         pa.array([[r["row_key"]] for r in rows], pa.list_(pa.string())),
         pa.array([r["face_id"] for r in rows]),
@@ -113,31 +153,32 @@ def invert_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     recipe = run.using(recipes.invert(load_bundle(run.store, run.job.bundle)))
     networks = networks_of(run.store, run.job.bundle)
     rows = read_plan(run.store, plan)
+    crops = _Crops(run, networks.bundle.resolution)
 
     def encode(pictures: list[Any]) -> tuple[Any, Any, Any]:
-        crops = np.stack(pictures)
-        codes = networks.encode(crops)
-        return crops, codes, networks.render(torch.from_numpy(codes))
+        batch = np.stack(pictures)
+        codes = networks.encode(batch)
+        return batch, codes, networks.render(torch.from_numpy(codes))
 
     def measure(batch: tuple[Any, Any, Any]) -> Iterator[tuple[Any, float]]:
-        crops, codes, rendered = batch
+        shown, codes, rendered = batch
         # torch adds up a lone row in another order than one of several: a row must not depend on neighbours
-        index = torch.arange(max(2, len(crops))).clamp_max(len(crops) - 1)
-        psnr = inversion_psnr(to_tensor(crops)[index], rendered[index])[: len(crops)]
+        index = torch.arange(max(2, len(shown))).clamp_max(len(shown) - 1)
+        psnr = inversion_psnr(to_tensor(shown)[index], rendered[index])[: len(shown)]
         return zip(codes, psnr.numpy().astype(np.float32), strict=True)
 
     stages = [
-        *_crops_ahead(run, networks.micro_batch),
+        *crops.stages(networks.micro_batch),
         modelling(encode),
         Stage("measure", measure),
         flattened(),
     ]
-    with shard_stream(run, "invert", rows, stages, len(rows)) as results:
+    with shard_stream(run, "invert", enumerate(rows), stages, len(rows)) as results:
         done = list(results)
     codes, psnr = np.stack([code for code, _ in done]), np.array([value for _, value in done], np.float32)
     finite = np.all(np.isfinite(codes), axis=(1, 2))
     reasons = ["" if ok else "the encoder gave numbers that are not finite" for ok in finite]
-    columns = [*_base_columns(rows, recipe, reasons), wplus_column(codes), pa.array(psnr)]
+    columns = [*_base_columns(rows, recipe, reasons, crops.lost), wplus_column(codes), pa.array(psnr)]
     names = [*_NAMES, "w_plus", "reconstruction_psnr_db"]
     return Table(run.store, run.job.dataset, "latents").commit(pa.table(columns, names=names), run=run.run)
 
@@ -150,16 +191,17 @@ def label_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     recipe = run.using(recipes.label(load_bundle(run.store, run.job.bundle)))
     networks = networks_of(run.store, run.job.bundle)
     rows = read_plan(run.store, plan)
+    crops = _Crops(run, networks.bundle.resolution)
 
     def score(pictures: list[Any]) -> Any:
         return networks.scores(to_tensor(np.stack(pictures))).numpy()
 
-    stages = [*_crops_ahead(run, networks.micro_batch), modelling(score), flattened()]
-    with shard_stream(run, "label", rows, stages, len(rows)) as results:
+    stages = [*crops.stages(networks.micro_batch), modelling(score), flattened()]
+    with shard_stream(run, "label", enumerate(rows), stages, len(rows)) as results:
         scores = np.stack(list(results))
     attributes = networks.bundle.attributes
     columns = [
-        *_base_columns(rows, recipe, [""] * len(rows)),
+        *_base_columns(rows, recipe, [""] * len(rows), crops.lost),
         *(pa.array(scores[:, i]) for i in range(len(attributes))),
     ]
     names = [*_NAMES, *attributes]

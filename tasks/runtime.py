@@ -50,8 +50,8 @@ class Settings(BaseSettings):
 
     store: str = "./sdflow-store"
     device: str = "cpu"
-    shard_rows: int = 1000
-    workers: int = 1
+    shard_rows: int = Field(default=1000, ge=1)
+    workers: int = Field(default=1, ge=1)
     runner: Literal["threads", "ray"] = "threads"
     ray_address: str = ""
     ray_tasks: int = Field(default=0, ge=0)

@@ -264,6 +264,10 @@ def _is_free(port: int) -> bool:
     return True
 
 
+# What a shell may still hold of another account, and would win over what is exported.
+_STALE = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE")
+
+
 def main() -> None:
     """Run one until Ctrl-C."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "sdflow-s3").absolute()
@@ -274,7 +278,9 @@ def main() -> None:
         server.start()
         environment = folder / "env"
         environment.touch(mode=0o600)
-        lines = [f"export {name}={value}" for name, value in server.environment().items()]
+        lines = [f"unset {name}" for name in _STALE] + [
+            f"export {name}={value}" for name, value in server.environment().items()
+        ]
         environment.write_text("\n".join(lines) + "\n")
         print(f"S3 on {server.endpoint}; buckets {', '.join(server.buckets)}; data in {folder}")
         sdflow = Path(sys.executable).with_name("sdflow")

@@ -12,6 +12,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -199,8 +200,18 @@ class Bucket:
             return failed.fault
         return None
 
-    def _list_one(self, prefix: str) -> None:
-        self._s3.call_s3("list_objects_v2", timeout=_ASK_SECONDS, Bucket=self.name, Prefix=prefix, MaxKeys=1)
+    def asked(self, where: str | None) -> None:
+        """Whether the server answers at all just now; a refusal is an answer.
+
+        Raises:
+            UnavailableError: It does not, after the retries.
+        """
+        with suppress(ContractError, NotFoundError):
+            self.call("list_objects_v2", "list", where, MaxKeys=1)
+
+    def _list_one(self, prefix: str) -> dict[str, Any]:
+        asked: dict[str, Any] = {"Bucket": self.name, "Prefix": prefix, "MaxKeys": 1}
+        return cast("dict[str, Any]", self._s3.call_s3("list_objects_v2", timeout=_ASK_SECONDS, **asked))
 
     def _greet(self, where: str | None, prefix: str = "") -> None:
         """Builds the clients and asks the first question, with little patience; later calls pass at once."""
@@ -210,24 +221,30 @@ class Bucket:
             if self._answered:
                 return
             try:
-                retrying(lambda: self._open(prefix), fault_of, FIRST)
-                fault = None
+                said = retrying(lambda: self._open(prefix), fault_of, FIRST)
+                # A login page or an empty answer is read as a listing without anything; a real one says of
+                # what it is one.
+                real = bool({"Name", "KeyCount", "MaxKeys", "IsTruncated"} & set(said))
+                fault = None if real else Fault("stranger")
             except Failed as failed:
                 fault = failed.fault
-            if fault is not None and fault.kind == "missing":  # an S3 server names the bucket it misses
-                fault = Fault("stranger", fault.code, fault.status)
+            # An S3 server names the bucket it misses, and what troubles it; of a page that is no XML botocore
+            # makes a bare 500.
+            bare = fault is not None and not fault.code and fault.status == 500
+            if fault is not None and (fault.kind == "missing" or bare):
+                fault = Fault("stranger", fault.code, 0 if bare else fault.status)
             # Who may not list may still read or write: the request itself will tell.
             if fault is not None and fault.kind != "permission":
                 raise error_of(fault, "list", where)
             self.fast = None if _bulk_is_lost else bulk_client(self._s3, self.name)
             self._answered = True
 
-    def _open(self, prefix: str) -> None:
+    def _open(self, prefix: str) -> dict[str, Any]:
         if self._s3 is None:
             made = s3fs_client()
             made.connect(timeout=_ASK_SECONDS)
             self._s3 = made
-        self._list_one(prefix)
+        return self._list_one(prefix)
 
     def _get_part(self, key: str, start: int | None, end: int, etag: str) -> tuple[bytes, Found]:
         if self.fast is None or not _PLAIN.fullmatch(key):

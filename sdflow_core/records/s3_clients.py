@@ -33,6 +33,7 @@ def s3fs_client() -> Any:
     import fsspec
 
     _few_heaps()
+    _check_environment()
     style = os.environ.get("SDFLOW_S3_ADDRESSING", "")
     if style not in ("", "auto", "path", "virtual"):
         raise ContractError(
@@ -59,6 +60,48 @@ def s3fs_client() -> Any:
         ) from error
     made.retries = 1
     return made
+
+
+def _check_environment() -> None:
+    """What clients take for a broken connection, or end with a traceback at, is said before they are asked.
+
+    Raises:
+        ContractError: Names the setting; its value only where that cannot be a secret.
+    """
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        value = os.environ.get(name, "")
+        if value and not _is_endpoint(value):
+            raise ContractError(
+                f"the setting {name}",
+                expected="http:// or https://, a host, and a port from 1 to 65535 if need be",
+                found="user or password in it" if "@" in value else repr(value),
+                todo=f"change or unset {name}",
+            )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        if re.search(r"\s|[^\x20-\x7e]", os.environ.get(name, "")):
+            raise ContractError(
+                f"the setting {name}",
+                expected="no space, newline or other odd character",
+                found="one (its value is not shown)",
+                todo="a file of a secret often ends with a newline: cut it off",
+            )
+    bundle = os.environ.get("AWS_CA_BUNDLE", "")
+    if bundle and not os.path.exists(bundle):
+        raise ContractError(
+            "the setting AWS_CA_BUNDLE", expected="a file of certificates", found="no such file", where=bundle
+        )
+    client = os.environ.get("SDFLOW_S3_CLIENT", "")
+    if client not in ("", "obstore", "s3fs"):
+        raise ContractError("the setting SDFLOW_S3_CLIENT", expected="obstore or s3fs", found=repr(client))
+
+
+def _is_endpoint(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        plain = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+        return plain and not re.search(r"\s", value) and parts.port != 0
+    except ValueError:
+        return False
 
 
 @cache

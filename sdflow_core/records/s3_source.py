@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
-from .errors import NotFoundError, TransientError
+from .errors import ContractError, NotFoundError, TransientError, UnavailableError
 from .objects import Store
-from .s3_bucket import bucket_of
+from .s3_bucket import Bucket, Found, bucket_of
 from .s3_listing import Listed, objects
 from .s3_store import S3Store, parted
 
@@ -53,8 +53,14 @@ def _own_prefix(bucket: str, at: str, store: Store | None) -> str:
     if not isinstance(store, S3Store):
         return ""
     name, prefix = parted(store.uri)
-    inside = name == bucket and prefix.startswith(at) and f"{prefix}/" != at
-    return f"{prefix}/" if inside and prefix else ""
+    if name == bucket and (f"{prefix}/" if prefix else "") == at:
+        raise ContractError(
+            "the source is the store itself",
+            where=store.uri,
+            expected="pictures elsewhere, or below a prefix of their own in the store",
+            todo="name the prefix of the pictures",
+        )
+    return f"{prefix}/" if name == bucket and prefix and prefix.startswith(at) else ""
 
 
 def tag_of(item: Listed) -> str | None:
@@ -62,6 +68,25 @@ def tag_of(item: Listed) -> str | None:
     if not item.version:
         return item.etag or None
     return f"{item.etag}@{item.version}"
+
+
+def _once_more(
+    bucket: Bucket, key: str, version: str, first: UnavailableError
+) -> tuple[bytes | None, Found | None]:
+    """After all retries: a server that answers other questions and not this one has lost this object.
+
+    Raises:
+        UnavailableError: The server does not answer at all.
+        TransientError: It does, but not for this object.
+    """
+    bucket.asked(None)
+    try:
+        return bucket.get(key, None, version)
+    except NotFoundError:
+        return None, None
+    except UnavailableError:
+        said = f" ({first.found})" if first.found else ""
+        raise TransientError(f"the object store answers, but does not give this object{said}") from None
 
 
 def bytes_of(path: str, tag: str | None, size_bytes: int) -> bytes:
@@ -79,10 +104,13 @@ def bytes_of(path: str, tag: str | None, size_bytes: int) -> bytes:
     """
     name, _, key = path.partition("/")
     etag, _, version = (tag or "").partition("@")
+    bucket = bucket_of(name)
     try:
-        data, found = bucket_of(name).get(key, None, version)
+        data, found = bucket.get(key, None, version)
     except NotFoundError:
         data, found = None, None
+    except UnavailableError as error:
+        data, found = _once_more(bucket, key, version, error)
     if data is None or found is None:
         raise NotFoundError("the file vanished between listing and reading")
     # The answer names the version whose bytes it carries: nothing has to be asked again or hashed.

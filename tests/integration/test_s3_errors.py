@@ -11,12 +11,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
-from sdflow_core.records.errors import SDFlowError
+from sdflow_core.records.errors import AccessError, ContractError, SDFlowError
 from sdflow_core.records.store import open_source, open_store
 from tests.s3_answers import Fault, answering
 from tests.s3_server import Identity, S3Server, s3_server
@@ -27,6 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 READER = Identity("reader-key-id", "reader-secret-not-for-logs", ("Read:store", "List:store"))
 BLIND = Identity("blind-key-id", "blind-secret-not-for-logs", ("Write:store",))
 ELSEWHERE = Identity("else-key-id", "else-secret-not-for-logs", ("Read:faces", "List:faces"))
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIAANSWERSANSWERS00",
+    "AWS_SECRET_ACCESS_KEY": "answers-secret-not-for-logs",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 WRONG = "AKIAWRONGWRONGWRONG0", "wrong-secret-not-for-logs"
 SECRETS = (
     *(part for one in (READER, BLIND, ELSEWHERE) for part in (one.key, one.secret)),
@@ -132,6 +140,58 @@ NAMES = (
 )
 # The whole command takes seconds; the short form has one case of each way to fail.
 SHORT = ("wrong secret", "no permission to write", "endpoint silent", "expired token")
+
+
+PAGES = {
+    "a page": b"<!doctype html><html><body>Sign in</body></html>",
+    "another document": b"<?xml version='1.0'?><rss><channel/></rss>",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("page", list(PAGES))
+def test_what_answers_anything_is_no_object_store(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(PAGES[page])))
+            self.end_headers()
+            self.wfile.write(PAGES[page])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        environment = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", **KEYS}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(AccessError, match="no object store of the S3 kind"):
+            open_store("s3://store/x").read("entries/1.json")
+        server.shutdown()
+
+
+SETTINGS = {
+    "AWS_ENDPOINT_URL": ("127.0.0.1:8333", "localhost", "http://", "ftp://h", "http://h:99999", "http://h:0"),
+    "AWS_ENDPOINT_URL_S3": ("http://user:hush-hush@h:8333",),
+    "AWS_ACCESS_KEY_ID": ("hush-hush\n",),
+    "AWS_SECRET_ACCESS_KEY": ("hush-hush\n", "hush hush-hush"),
+    "AWS_SESSION_TOKEN": ("hush-hush\r\n",),
+    "AWS_CA_BUNDLE": ("/no/such/file.pem",),
+    "SDFLOW_S3_CLIENT": ("boto",),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in SETTINGS.items() for v in values])
+def test_a_setting_that_cannot_be_right_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known, good in {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", **KEYS}.items():
+        monkeypatch.setenv(known, good)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ContractError, match=f"the setting {name}") as failed:
+        open_store("s3://store/x").read("entries/1.json")
+    assert "hush" not in str(failed.value)
 
 
 def _free_port() -> int:

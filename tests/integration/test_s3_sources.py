@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
-from sdflow_core.records import s3_listing
-from sdflow_core.records.errors import NotFoundError, TransientError
+from sdflow_core.records import retrying, s3_bucket, s3_listing, s3_source
+from sdflow_core.records.errors import ContractError, NotFoundError, TransientError, UnavailableError
 from sdflow_core.records.s3_bucket import Bucket
 from sdflow_core.records.sources import UnfitError
 from sdflow_core.records.store import open_source, open_store
+from tests.s3_answers import Fault, answering
 from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
@@ -102,6 +104,34 @@ def test_the_store_inside_a_source_is_no_source(client: Any, s3_prefix: str) -> 
     (own,) = open_source("store:released", store).list()
     assert (own.name, own.uri) == ("a.png", "store:released/a.png")
     assert open_source("store:released", store).read(own) == b"1"
+
+
+def test_the_store_itself_is_no_source(s3: S3Server, s3_prefix: str) -> None:
+    store = open_store(f"s3://faces/{s3_prefix}/store")
+    store.create("private/crops/a.png", b"1")
+    with pytest.raises(ContractError, match="the source is the store itself"):
+        list(open_source(f"s3://faces/{s3_prefix}/store/", store).list())
+    below = open_source(f"s3://faces/{s3_prefix}/store/private", store)
+    assert [item.name for item in below.list()] == ["crops/a.png"]
+
+
+@pytest.mark.parametrize("fault", [Fault(500, "InternalError"), Fault(cut=True)])
+def test_an_object_that_the_store_has_lost_is_a_matter_of_this_object(
+    fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = replace(retrying.STEADY, attempts=2, unreachable_attempts=2, base_seconds=0.01)
+    monkeypatch.setattr(s3_bucket, "STEADY", quick)
+    with answering() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        server.objects["/faces/lost.jpg"] = b"12345678"
+        server.faults, server.for_ever = [fault], True
+        with pytest.raises(TransientError, match="does not give this object") as failed:
+            s3_source.bytes_of("faces/lost.jpg", None, 8)
+        assert not isinstance(failed.value, UnavailableError)
+        server.listing = Fault(503, "SlowDown")  # nor does it answer anything else
+        with pytest.raises(UnavailableError):
+            s3_source.bytes_of("faces/lost.jpg", None, 8)
 
 
 def test_what_changed_after_listing_is_noticed(client: Any, s3_prefix: str) -> None:
