@@ -25,8 +25,8 @@ class AdversaryConfig(NetworkConfig):
         r1: Weight gamma of the gradient penalty on real pictures, gamma / 2 * |grad|^2 a step on average.
         r1_every: It is taken every so many steps, and counts so many times as much.
         every: The adversary learns every so many steps of the generator.
-        aim: Share of real pictures minus share of others that it should call real; above it, it has learned
-            the set by heart, and augmentation grows. Negative: no augmentation.
+        aim: Mean sign of its logits of real pictures, in [-1, 1]. Above it, it has learned the set by heart
+            and augmentation grows; below, it shrinks. Negative: no augmentation.
         grow_images: Real pictures it takes for the probability of augmentation to go from 0 to 1.
     """
 
