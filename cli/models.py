@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.cards import print_card
 from cli.output import State, result, state, table
 
 if TYPE_CHECKING:
@@ -103,8 +104,11 @@ def show(
         document = dict(found)
 
     def text() -> None:
-        rows = [(key, v if isinstance(v, str) else json.dumps(v)) for key, v in document.items()]
-        table("Bundle" if "bundle" in document else "Model", ("what", "is"), rows)
+        if "bundle" in document:
+            rows = [(key, v if isinstance(v, str) else json.dumps(v)) for key, v in document.items()]
+            table("Bundle", ("what", "is"), rows)
+        else:
+            print_card(document)
         notice = _notice(document.get("licence_id"))
         if notice:
             print(notice)

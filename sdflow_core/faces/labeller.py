@@ -6,6 +6,8 @@ another architecture and was trained on other people. It serves nothing else.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,9 +43,45 @@ class ResidualBlock(nn.Module):
 
 
 class AttributeNetwork(nn.Module):
-    """What labeller and judge share: input check, scores as sigmoid of logits."""
+    """What labeller and judge share: input check, calibration, scores as sigmoid of calibrated logits.
+
+    `slope` and `offset` [A] are fitted after the training on people of its own who were held out. They travel
+    with the weights; a file from before there was calibration has none, which is slope 1 and offset 0.
+    """
 
     config: LabellerConfig
+    slope: Tensor
+    offset: Tensor
+
+    def __init__(self, config: LabellerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("slope", torch.ones(len(config.attributes)))
+        self.register_buffer("offset", torch.zeros(len(config.attributes)))
+        self.register_load_state_dict_pre_hook(self._as_trained)
+
+    @staticmethod
+    def _as_trained(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Before a state is loaded: one from before there was calibration has slope 1 and offset 0."""
+        weight: Tensor = state.get(prefix + "head.bias", torch.zeros(0))
+        state.setdefault(prefix + "slope", torch.ones_like(weight))
+        state.setdefault(prefix + "offset", torch.zeros_like(weight))
+
+    def calibrate(self, slope: Tensor, offset: Tensor) -> None:
+        """Set slope [A] > 0 and offset [A] of the logits; `calibrate(1, 0)` is as trained.
+
+        Raises:
+            ContractError: A slope that would turn an order round, or a number that is not finite.
+        """
+        if not bool((slope > 0).all() and torch.isfinite(slope).all() and torch.isfinite(offset).all()):
+            raise ContractError(
+                "calibration of an attribute network",
+                expected="finite slopes above 0 and finite offsets",
+                found=f"slopes {slope.tolist()}, offsets {offset.tolist()}",
+            )
+        with torch.no_grad():
+            self.slope.copy_(slope)
+            self.offset.copy_(offset)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -59,7 +97,7 @@ class AttributeNetwork(nn.Module):
         raise NotImplementedError
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] RGB in [-1, 1] -> logits [B, A].
+        """[B, 3, H, W] RGB in [-1, 1] -> calibrated logits [B, A].
 
         Raises:
             ContractError: Another shape than the configured resolution.
@@ -69,7 +107,7 @@ class AttributeNetwork(nn.Module):
             raise ContractError(
                 "labeller input", expected=f"[B, 3, {size}, {size}]", found=list(images.shape)
             )
-        return self.head_of(self.features(images)[-1])
+        return self.head_of(self.features(images)[-1]) * self.slope + self.offset
 
     def scores(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] RGB in [-1, 1] -> probabilities [B, A] in [0, 1]."""
@@ -87,8 +125,7 @@ class Labeller(AttributeNetwork):
     Config = LabellerConfig
 
     def __init__(self, config: LabellerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         c = config.channels
         self.stem = nn.Conv2d(3, c[0], 3, padding=1, stride=2)
         self.blocks = nn.ModuleList()
@@ -119,8 +156,7 @@ class JudgeNetwork(AttributeNetwork):
     Config = LabellerConfig
 
     def __init__(self, config: LabellerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         c = config.channels
         layers: list[nn.Module] = [nn.Conv2d(3, c[0], 4, stride=4)]
         for a, b in zip((c[0], *c[:-1]), c, strict=True):

@@ -1,4 +1,7 @@
-"""Training labeller and judge: binary cross-entropy against soft labels, on people the other never sees."""
+"""Training labeller and judge: binary cross-entropy against soft labels, on people the other never sees.
+
+A missing label (NaN) teaches nothing. Rare attributes are drawn more often; calibration undoes the shift.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,39 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     return (images + mix * (soft - images)).clamp(-1, 1)
 
 
+def masked_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the labels there are: logits and target [B, A], target NaN: no label.
+
+    Without any label the loss is 0, with a gradient of 0.
+    """
+    known = ~torch.isnan(target)
+    each = F.binary_cross_entropy_with_logits(logits, torch.where(known, target, 0.5), reduction="none")
+    return torch.where(known, each, 0.0).sum() / known.sum().clamp_min(1)
+
+
+def draw_weights(
+    scores: npt.NDArray[np.float32], aim: float = 0.1, cap: float = 4.0
+) -> npt.NDArray[np.float64]:
+    """How often to draw each row: rows that hold the rarer class of an attribute more often.
+
+    Args:
+        scores: [N, A] in [0, 1], NaN where there is no label.
+        aim: Share of its labels that the rarer class should have.
+        cap: Largest weight, in units of a row without anything rare.
+
+    Returns:
+        [N]; 1 for an ordinary row, 0 for one without any label.
+    """
+    weights = np.ones(len(scores))
+    for column in scores.T:
+        known = ~np.isnan(column)
+        positive = known & (column > 0.5)
+        rare = positive if 2 * positive.sum() <= known.sum() else known & ~positive
+        if rare.any():
+            weights[rare] = np.maximum(weights[rare], min(cap, aim * known.sum() / rare.sum()))
+    return np.where((~np.isnan(scores)).any(1), weights, 0.0)
+
+
 def train_classifier(
     network: AttributeNetwork,
     images: npt.NDArray[np.uint8],
@@ -50,7 +86,7 @@ def train_classifier(
     Args:
         network: Labeller or judge.
         images: uint8 [N, H, W, 3].
-        scores: [N, A] in [0, 1], no NaN.
+        scores: [N, A] in [0, 1]; NaN where there is no label. Rows without any are never drawn.
         steps: Optimiser steps; the learning rate warms up over 5 % and falls to zero by a cosine.
         batch: Rows a step.
         lr: Peak learning rate (AdamW).
@@ -62,22 +98,26 @@ def train_classifier(
     Raises:
         ContractError: The loss is not finite, or there are fewer rows than a batch.
     """
-    if len(images) < batch:
-        raise ContractError("rows to train a classifier on", expected=f">= {batch}", found=len(images))
+    labelled = int((~np.isnan(scores)).any(1).sum())
+    if labelled < batch:
+        raise ContractError("labelled rows to train a classifier on", expected=f">= {batch}", found=labelled)
     rng = torch.Generator().manual_seed(seed)
     target = torch.from_numpy(scores)
+    weights = torch.from_numpy(draw_weights(scores))
+    count = len(network.attributes)
+    network.calibrate(torch.ones(count), torch.zeros(count))
     optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.02)
     network.requires_grad_(True).train()
     for step in range(steps):
         rate = min(1.0, (step + 1) / (0.05 * steps)) * 0.5 * (1 + np.cos(np.pi * step / steps))
         for group in optimiser.param_groups:
             group["lr"] = lr * rate
-        index = torch.randint(len(images), (batch,), generator=rng).numpy()
+        index = torch.multinomial(weights, batch, replacement=True, generator=rng).numpy()
         source = images if reconstructions is None or step % 2 == 0 else reconstructions
         x = torch.from_numpy(source[index]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with torch.autocast("cpu", torch.bfloat16, enabled=x.device.type == "cpu"):
             logits = network.logits(augment(x, rng).contiguous(memory_format=torch.channels_last))
-        loss = F.binary_cross_entropy_with_logits(logits.float(), target[index])
+        loss = masked_bce(logits.float(), target[index])
         if not bool(torch.isfinite(loss)):
             raise ContractError(
                 "classifier training diverged",
@@ -94,16 +134,23 @@ def train_classifier(
     network.eval().requires_grad_(False)
 
 
-def predict(
+def predict_logits(
     network: AttributeNetwork, images: npt.NDArray[np.uint8], batch: int = 256
 ) -> npt.NDArray[np.float32]:
-    """Scores of uint8 images: [N, H, W, 3] -> [N, A]."""
+    """Calibrated logits of uint8 images: [N, H, W, 3] -> [N, A]."""
     out: list[npt.NDArray[np.float32]] = []
     with torch.no_grad():
         for i in range(0, len(images), batch):
             x = torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            out.append(network.scores(x).numpy())
+            out.append(network.logits(x).numpy())
     return np.concatenate(out)
+
+
+def predict(
+    network: AttributeNetwork, images: npt.NDArray[np.uint8], batch: int = 256
+) -> npt.NDArray[np.float32]:
+    """Scores of uint8 images: [N, H, W, 3] -> [N, A]."""
+    return torch.from_numpy(predict_logits(network, images, batch)).sigmoid().numpy()
 
 
 def auc(scores: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_]) -> float:
