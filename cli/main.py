@@ -24,6 +24,7 @@ from cli import (
     models,
     nightly,
     plan,
+    pretrain,
     refresh,
     stale,
     up,
@@ -65,6 +66,7 @@ def build() -> typer.Typer:
         doctor,
         verify,
         leftovers,
+        pretrain,
     )
     for noun in nouns:
         noun.register(made)

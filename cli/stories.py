@@ -1,4 +1,4 @@
-"""`sdflow demo | ingest | invert | label | train | edit | publish | pretrain`: each runs one flow.
+"""`sdflow demo | ingest | invert | label | train | edit | publish`: each runs one flow.
 
 On a quiet server of its own if need be.
 """
@@ -28,7 +28,7 @@ _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the da
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (demo, ingest, invert, label, train, edit, publish, pretrain):
+    for command in (demo, ingest, invert, label, train, edit, publish):
         app.command(command.__name__)(command)
 
 
@@ -353,32 +353,3 @@ def publish(
 
     facts = run_flow(now, flow, "publish", lambda store: checks.before_publish(store, edit_run, to))
     result(now, facts, _facts("Released", facts))
-
-
-def pretrain(
-    context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder of face pictures, a folder a person.")
-    ],
-    labels: Annotated[
-        str, typer.Option("--labels", metavar="CSV", help="path and one column per attribute.")
-    ],
-    name: Annotated[str, typer.Option("--name", help="Name of the domain.")],
-    attributes: Annotated[str, typer.Option("--attributes", help="Names, separated by commas.")] = "",
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Steps of generator and encoder.")
-    ] = None,
-) -> None:
-    """Train compact models (generator, encoder, prior, labeller, judge) for a domain; resumable."""
-    now = state(context)
-    config: dict[str, Any] = {"attributes": tuple(attributes.split(","))} if attributes else {}
-    if steps is not None:
-        config["autoencoder"] = {"steps": steps, "adversarial_from": steps // 2}
-
-    def flow() -> Any:
-        from flows.pretrain import pretrain as story
-
-        return story(name=name, source=source, labels=labels, config=config, store=now.store_uri)
-
-    facts = run_flow(now, flow, "pretrain")
-    result(now, facts, _facts(f"Models of {name}", facts))

@@ -20,9 +20,10 @@ def pretrain(
     config: dict[str, Any] | None = None,
     store: str = "",
     parent: str = "",
+    teacher: str = "",
 ) -> dict[str, Any]:
     """Train compact models for a domain; a killed run goes on at its last checkpoint."""
     with story("pretrain", name, store, parent, bundle=False) as job, device_slot():
-        facts = pretrain_models(job, source, labels, pretraining_config(config))
+        facts = pretrain_models(job, source, labels, pretraining_config(config), teacher)
         report(job, "Pretraining", facts["metrics"])
     return facts

@@ -2,87 +2,131 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from contextlib import suppress
 from typing import Any
 
 from sdflow_core.records.config import as_recipe
-from sdflow_core.records.errors import ContractError, NotFoundError
+from sdflow_core.records.errors import ContractError, NotFoundError, SDFlowError
 from sdflow_core.records.keys import canonical_json, recipe_document, row_key, sha256_hex
-from sdflow_core.records.store import Store, open_source
+from sdflow_core.records.store import Store
 from sdflow_core.weights.model_store import ModelStore
 from tasks.recipes import VERSIONS, Recipe
-from tasks.runtime import tick
+from tasks.runtime import settings, tick
 from tasks.step import StepRun, step
-
-TEMPLATE_SCALE = 0.7  # of the FFHQ quad: at 64 px the whole template would leave some 36 px for the face
 
 
 class _States:
-    """Checkpoints of one pretraining in the store."""
+    """Checkpoints of one pretraining in the store, and the diary beside them."""
 
     def __init__(self, store: Store, root: str) -> None:
         self.store, self.root = store, root
 
     def put(self, name: str, data: bytes) -> None:
         """Replace a state."""
-        self.store.put(f"{self.root}/{name}.bin", data)
+        self.keep(f"{name}.bin", data)
 
     def get(self, name: str) -> bytes | None:
         """The last state, if any."""
+        return self.find(f"{name}.bin")
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Replace a file."""
+        self.store.put(f"{self.root}/{name}", data)
+
+    def find(self, name: str) -> bytes | None:
+        """A file, if there is one."""
         try:
-            return self.store.read(f"{self.root}/{name}.bin")
+            return self.store.read(f"{self.root}/{name}")
         except NotFoundError:
             return None
 
 
 def pretraining_config(config: dict[str, Any] | None) -> Any:
     """What to train, from plain values; the defaults when there are none."""
-    from sdflow_core.faces.pretraining.run import PretrainConfig
+    from sdflow_core.faces.pretraining.rehearsal import read_config
 
-    return PretrainConfig.model_validate(config or {})
+    return read_config(config)
 
 
 @step("pretrain")
-def pretrain_models(run: StepRun, source: str, labels: str, config: Any) -> dict[str, Any]:
+def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher: str = "") -> dict[str, Any]:
     """Read, align and train; gives digests and the figures on people who taught nothing."""
     from sdflow_core.faces.checkpoint import save_model
     from sdflow_core.faces.detect import default_detector
-    from sdflow_core.faces.pretraining.data import load_faces, read_labels
+    from sdflow_core.faces.pretraining.data import load_faces
+    from sdflow_core.faces.pretraining.diary import Diary
+    from sdflow_core.faces.pretraining.material import open_material
+    from sdflow_core.faces.pretraining.rehearsal import first_look
     from sdflow_core.faces.pretraining.run import pretrain
 
-    store = run.store
-    unknown = [name for name in config.attributes if not name.isidentifier()]
-    if unknown:
-        raise ContractError("attribute names", expected="plain words", found=unknown)
-    listed = list(open_source(labels, store).list())
-    table = open_source(labels, store).read(listed[0])
-    known = read_labels(table, config.attributes)
-    folder = open_source(source, store)
-    items = list(folder.list())
-
-    def files() -> Any:
-        for number, item in enumerate(items, start=1):
-            tick("read", number, len(items))
-            yield item.name, lambda item=item: folder.read(item)
-
+    store, detector = run.store, default_detector()
+    identity = _teacher(teacher, config.teacher)
+    files, table = open_material(source, labels, store)
+    look, known = first_look([name for name, _ in files], table, config)
     faces = load_faces(
-        files(),
+        files,
         known,
         config.attributes,
         size=config.autoencoder.generator.resolution,
-        template_scale=TEMPLATE_SCALE,
-        detector=default_detector(),
+        detector=detector,
+        config=config.data,
+        workers=settings().pixel_threads or os.cpu_count() or 1,
+        progress=lambda done, total: tick("read", done, total),
     )
     document = recipe_document(
-        "pretrain", VERSIONS["pretrain"], as_recipe(config), {"detector": default_detector().digest}
+        "pretrain", VERSIONS["pretrain"], as_recipe(config), {"detector": detector.digest}
     )
     recipe = run.using(Recipe(document))
-    data_digest = sha256_hex(canonical_json([sha256_hex(faces.images.tobytes()), sha256_hex(table)]))
-    root = f"private/pretraining/{row_key(recipe, [data_digest])}"
-    done = pretrain(faces, config, _States(store, root), tick)
-    card = {"recipe": recipe, "dataset": run.job.dataset, "metrics": done.metrics, "dropped": faces.dropped}
+    # the array's own memory is hashed: a copy of it could be all there is left
+    pixels = hashlib.sha256(faces.images.data.cast("B")).hexdigest()
+    root = f"private/pretraining/{row_key(recipe, [sha256_hex(canonical_json([pixels, sha256_hex(table)]))])}"
+    states = _States(store, root)
+    diary = Diary(states)
+    try:
+        done = pretrain(faces, config, states, tick, diary, identity, settings().device)
+    except SDFlowError:
+        with suppress(SDFlowError):  # the curves up to where it diverged; the checkpoint before is good
+            diary.close()
+        raise
+    about = {"dropped": faces.dropped, "remarks": list(faces.remarks)}
+    data = {"faces": len(faces.images), "people": look.people, "overhang": float(faces.overhang.mean())}
+    card = {
+        "recipe": recipe,
+        "dataset": run.job.dataset,
+        "metrics": done.metrics,
+        "template_scale": config.data.template_scale,
+        "data": data,
+        **about,
+    }
     models = ModelStore(store)
     digests = {
         kind: models.add(kind, save_model(network), {"title": f"{kind} of {run.job.dataset}", **card})
         for kind, network in done.networks.items()
     }
-    return {"models": digests, "metrics": done.metrics, "dropped": faces.dropped}
+    return {
+        "models": digests,
+        "metrics": done.metrics,
+        **about,
+        "memory_bytes": faces.images.nbytes,
+        "diary": store.url(root),
+    }
+
+
+def _teacher(folder: str, digest: str) -> Any:
+    """The network that tells people apart, if the configuration names one.
+
+    Raises:
+        ContractError: It is not there, or another one.
+    """
+    if not digest:
+        return None
+    from sdflow_core.faces.pretraining.faceres import IdentityTeacher, teacher_digest
+
+    found = teacher_digest(folder) if folder else "no folder"
+    if found != digest:
+        raise ContractError(
+            "the network that tells people apart", expected=f"sha256 {digest}", found=found, where=folder
+        )
+    return IdentityTeacher(folder, settings().device)

@@ -89,4 +89,13 @@ def test_pretrain_reads_a_folder_and_keeps_models_with_cards(tmp_path: Path) -> 
     for kind, digest in facts["models"].items():
         assert load_model(models.weights(digest), expect=kind) is not None
         assert models.card(digest)["metrics"] == facts["metrics"]
+        assert models.card(digest)["template_scale"] == 0.7 and models.card(digest)["data"]["faces"] > 500
     assert np.isfinite(facts["metrics"]["psnr_db"])
+    beside = {key.rpartition("/")[2] for key in store.list("private/pretraining/")}
+    assert {
+        "autoencoder.bin",
+        "features.bin",
+        "history.jsonl",
+        "losses-autoencoder.png",
+        "samples.png",
+    } <= beside

@@ -14,7 +14,8 @@ from sdflow_core.faces.labeller import Labeller, LabellerConfig
 from sdflow_core.faces.pretraining.adversary import Adversary, AdversaryConfig, augmented
 from sdflow_core.faces.pretraining.autoencoder import AutoencoderConfig, AutoencoderTraining
 from sdflow_core.faces.pretraining.classifiers import auc, calibration_error
-from sdflow_core.faces.pretraining.data import FaceSet, part_of, person_of, read_labels
+from sdflow_core.faces.pretraining.data import DataConfig, FaceSet, part_of, person_of, read_labels
+from sdflow_core.faces.pretraining.diary import Diary, drawn
 from sdflow_core.faces.pretraining.run import PretrainConfig, pick_outputs, pretrain
 from sdflow_core.records.errors import ContractError
 
@@ -45,12 +46,23 @@ def training(**options: Any) -> AutoencoderTraining:
     return AutoencoderTraining(noise(), features, config, **options)
 
 
+class Kept(dict[str, bytes]):
+    """Checkpoints and diary in memory."""
+
+    def put(self, name: str, data: bytes) -> None:
+        self[name] = data
+
+    keep, find = put, dict[str, bytes].get
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_same_training() -> None:
     torch.manual_seed(5)  # nothing of the process may matter
     whole = training()
+    faces = FaceSet(noise(), np.zeros((520, 1), np.float32), ("a",), np.arange(520) % 3, ("x",) * 520, {})
     for _ in range(TINY.steps):
         whole.step()
+        assert len(drawn(whole, faces, 2)) == 4  # looking at it changes nothing
     half = training()
     for _ in range(4):
         half.step()
@@ -80,7 +92,7 @@ def test_pictures_are_drawn_in_proportion_to_their_weights() -> None:
     flipped = {tuple(drawn.images[n].flip(1).flatten()[:9].tolist()): n for n in (3, 8)}
     found = []
     for _ in range(60):
-        for picture in drawn._batch():
+        for picture in drawn._batch()[0]:
             start = ((picture.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).flatten()[:9]
             found.append((known | flipped)[tuple(start.tolist())])
     assert 0.65 < np.mean(np.array(found) == 8) < 0.85
@@ -126,25 +138,50 @@ def test_too_few_images_are_refused() -> None:
 
 @pytest.mark.slow
 def test_the_whole_story_gives_five_networks_and_figures() -> None:
-    class Kept(dict[str, bytes]):
-        def put(self, name: str, data: bytes) -> None:
-            self[name] = data
-
     rng = np.random.default_rng(1)
     faces = FaceSet(
-        noise(800), rng.random((800, 2)).astype(np.float32), ("a", "b"), np.arange(800) % 3, ("x",) * 800, {}
-    )
+        noise(800), rng.random((800, 2)).astype(np.float32), ("a", "b"), np.arange(800) % 3, ("x",) * 800, {},
+        groups={"side": ("left",) * 799 + ("right",)},
+    )  # fmt: skip
     config = PretrainConfig(
         attributes=("b",),
+        data=DataConfig(groups=("side",)),
         feature_steps=2,
         autoencoder=TINY,
         labeller_steps=2,
         judge_steps=2,
         prior_factors=16,
     )
-    done = pretrain(faces, config, Kept(), lambda *_: None)
+    kept = Kept()
+    done = pretrain(faces, config, kept, lambda *_: None, Diary(kept, every=2))
     assert set(done.networks) == {"generator", "encoder", "prior", "labeller", "judge"}
     assert done.metrics["psnr_db"] > 0 and "judge_auc_b" in done.metrics
+    assert {"features", "autoencoder", "history.jsonl", "losses-autoencoder.png", "samples.png"} <= set(kept)
+    assert set(Diary(kept).history("autoencoder")[0]) >= {"loss", "mse", "adversary"}
+
+
+def test_a_training_that_diverges_stops_at_its_last_good_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.random((800, 1)).astype(np.float32)
+    faces = FaceSet(noise(800), scores, ("a",), np.arange(800) % 3, ("x",) * 800, {})
+    kept, step = Kept(), AutoencoderTraining.step
+    config = PretrainConfig(
+        attributes=("a",), feature_steps=2, labeller_steps=1, judge_steps=1, prior_factors=16,
+        autoencoder=TINY, checkpoint_every=2,
+    )  # fmt: skip
+
+    def poisoned(self: AutoencoderTraining) -> dict[str, float]:
+        if self.done == 3:
+            next(self.generator.parameters()).data.fill_(float("nan"))
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderTraining, "step", poisoned)
+        with pytest.raises(ContractError, match="diverged.*step 3"):
+            pretrain(faces, config, kept, lambda *_: None)
+    seen: list[int] = []
+    pretrain(faces, config, kept, lambda what, done, _: seen.append(done) if what == "autoencoder" else None)
+    assert seen == [3, 4, 5, 6]
 
 
 def test_people_stay_on_one_side() -> None:
@@ -158,7 +195,7 @@ def test_label_files_are_checked() -> None:
     assert read_labels(good, ("smiling",)) == {"a.jpg": [0.25]}
     with pytest.raises(ContractError, match="no column"):
         read_labels(good, ("young",))
-    for bad in (b"a.jpg,1.5,x", b"a.jpg,nan,x", b"a.jpg,,x"):
+    for bad in (b"a.jpg,1.5,x", b"a.jpg,nan,x"):
         with pytest.raises(ContractError, match="line 2"):
             read_labels(b"path,Smiling,extra\n" + bad, ("smiling",))
     with pytest.raises(ContractError, match="listed twice"):

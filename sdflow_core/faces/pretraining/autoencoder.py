@@ -106,6 +106,8 @@ class AutoencoderTraining:
         config: What to train.
         identity: A frozen network that tells people apart, never a judge; None: no such loss.
         weights: [N] how often each picture is drawn, in proportion; None: all alike.
+        inside: bool [N, H, W], False where a crop reaches outside its photograph and was filled up: these
+            pixels teach nothing, and the adversary does not see such pictures. None: all are whole.
         device: Where it computes; the result repeats per kind of device only.
 
     Raises:
@@ -120,6 +122,7 @@ class AutoencoderTraining:
         *,
         identity: Identity | None = None,
         weights: npt.NDArray[np.floating[Any]] | None = None,
+        inside: npt.NDArray[np.bool_] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         if len(images) < 500:
@@ -130,9 +133,14 @@ class AutoencoderTraining:
             raise ContractError(
                 "weights of the images", expected=f"{len(images)} finite numbers >= 0", found=weights.shape
             )
+        if inside is not None and inside.shape != images.shape[:3]:
+            raise ContractError(
+                "what lies inside the photographs", expected=list(images.shape[:3]), found=list(inside.shape)
+            )
         self.config, self.device = config, torch.device(device)
         # On a GPU the whole set lies there: 20,000 pictures of 128 px are one gigabyte.
         self.images = torch.from_numpy(images).to(self.device)
+        self.inside = None if inside is None else torch.from_numpy(inside).to(self.device)
         self.weights = None if weights is None else torch.from_numpy(weights.astype(np.float64))
         self.teacher, self.identity = features.to(self.device), identity
         torch.manual_seed(config.seed)
@@ -157,7 +165,8 @@ class AutoencoderTraining:
         x = self.images[index.to(self.device)].permute(0, 3, 1, 2).float() / 127.5 - 1.0
         return x.contiguous(memory_format=torch.channels_last)
 
-    def _batch(self) -> Tensor:
+    def _batch(self) -> tuple[Tensor, Tensor | None]:
+        """Pictures [B, 3, H, W], and [B, 1, H, W] which of their pixels are photographed; None: all."""
         count = self.config.batch
         if self.weights is None:
             index = torch.randint(len(self.images), (count,), generator=self.rng)
@@ -166,7 +175,11 @@ class AutoencoderTraining:
         x = self._float(index)
         flip = (torch.rand(len(x), generator=self.rng) < 0.5).to(self.device)
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
-        return x.contiguous(memory_format=torch.channels_last)
+        inside = None
+        if self.inside is not None:
+            inside = self.inside[index.to(self.device)][:, None]
+            inside = torch.where(flip[:, None, None, None], inside.flip(3), inside)
+        return x.contiguous(memory_format=torch.channels_last), inside
 
     def _rate(self) -> float:
         c = self.config
@@ -234,20 +247,24 @@ class AutoencoderTraining:
         rate = self._rate()
         if adversarial and (self.prior is None or self.done % 200 == 0):
             self.fit_prior(2000)
-        x = self._batch()
+        x, inside = self._batch()
         out: dict[str, float] = {}
         sampled: Tensor | None = None
+        whole = torch.arange(len(x)) if inside is None else inside.flatten(1).all(1).nonzero()[:, 0].cpu()
+        adversarial = adversarial and len(whole) > 0
         with torch.autocast(self.device.type, torch.bfloat16):
             w = self.encoder.encode(x)
             y = self.generator.synthesize(w, noise="random").float()
-            loss = self._reconstruction(x, y, out)
+            # what was filled up is taken from the picture itself: no error, no gradient
+            seen = y if inside is None else torch.where(inside, y, x)
+            loss = self._reconstruction(x, seen, out)
             w_size = (w.float() - w.float().mean(0, keepdim=True)).square().mean()
             loss = loss + c.weight_w * w_size
             if adversarial:
                 assert self.prior is not None
                 codes = self.prior.sample(c.batch // 2, self.rng, truncation=c.prior_truncation)
                 sampled = self.generator.synthesize(codes.to(self.device), noise="random").float()
-                loss = loss + self._fooling(x, y, sampled, out)
+                loss = loss + self._fooling(x[whole], y[whole], sampled, out)
         if not bool(torch.isfinite(loss)):
             raise ContractError(
                 "pretraining diverged",
@@ -263,8 +280,10 @@ class AutoencoderTraining:
         error = F.mse_loss(y.detach(), x)
         out |= {"loss": float(loss.detach()), "mse": float(error), "w": float(w_size.detach())}
         if sampled is not None and self.done % c.adversary.every == 0:
-            fake = torch.cat([y.detach(), sampled.detach()]).contiguous(memory_format=torch.channels_last)
-            out |= self.adversary.learn(x, fake, rate)
+            fake = torch.cat([y.detach()[whole], sampled.detach()]).contiguous(
+                memory_format=torch.channels_last
+            )
+            out |= self.adversary.learn(x[whole], fake, rate)
         self._average()
         self.done += 1
         return out

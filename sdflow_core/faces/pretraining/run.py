@@ -17,9 +17,32 @@ from torch import nn
 from sdflow_core.faces.checkpoint import NetworkConfig
 from sdflow_core.faces.labeller import AttributeNetwork, JudgeNetwork, Labeller, LabellerConfig
 from sdflow_core.faces.networks import to_tensor, to_uint8
-from sdflow_core.faces.pretraining.autoencoder import AutoencoderConfig, AutoencoderTraining, channels_last
-from sdflow_core.faces.pretraining.classifiers import auc, calibration_error, predict, train_classifier
-from sdflow_core.faces.pretraining.data import JUDGE_PART, LABELLER_PART, TEST_PART, FaceSet
+from sdflow_core.faces.pretraining.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderTraining,
+    Identity,
+    channels_last,
+)
+from sdflow_core.faces.pretraining.calibration import fit_calibration, held_out
+from sdflow_core.faces.pretraining.classifiers import predict, train_classifier
+from sdflow_core.faces.pretraining.data import (
+    JUDGE_PART,
+    LABELLER_PART,
+    TEST_PART,
+    DataConfig,
+    FaceSet,
+    person_of,
+)
+from sdflow_core.faces.pretraining.diary import Diary, drawn
+from sdflow_core.faces.pretraining.figures import (
+    Figure,
+    group_masks,
+    group_table,
+    psnr_db,
+    reader_figures,
+    reliability,
+)
+from sdflow_core.faces.pretraining.sampling import sampling_weights
 from sdflow_core.faces.prior import Prior
 from sdflow_core.records.errors import ContractError
 
@@ -31,9 +54,11 @@ class PretrainConfig(NetworkConfig):
 
     Attributes:
         attributes: Outputs of labeller and judge.
+        data: Which pictures teach, and how often each is drawn.
         feature_steps: Steps of the network whose features serve as perceptual distance; it learns all columns
             of the label CSV.
         autoencoder: Generator and encoder.
+        teacher: sha256 of the network that tells people apart (`faceres.teacher_digest`); empty: none.
         labeller_steps: Steps of fine-tuning on photographs and reconstructions in turn.
         judge_steps: Likewise, from scratch, on other people.
         prior_factors: Principal factors kept of the codes.
@@ -41,8 +66,10 @@ class PretrainConfig(NetworkConfig):
     """
 
     attributes: tuple[str, ...] = ("smiling", "young", "male", "eyeglasses")
+    data: DataConfig = DataConfig()
     feature_steps: int = 3000
     autoencoder: AutoencoderConfig = AutoencoderConfig()
+    teacher: str = ""
     labeller_steps: int = 1200
     judge_steps: int = 3000
     prior_factors: int = 256
@@ -74,14 +101,15 @@ def pick_outputs(network: Labeller, attributes: tuple[str, ...]) -> Labeller:
     small = Labeller(network.config.model_copy(update={"attributes": attributes}))
     state = dict(network.state_dict())
     index = [network.attributes.index(name) for name in attributes]
-    state["head.weight"], state["head.bias"] = state["head.weight"][index], state["head.bias"][index]
+    for name in ("head.weight", "head.bias", "slope", "offset"):
+        state[name] = state[name][index]
     small.load_state_dict(state)
     return channels_last(small)
 
 
 def train_features(faces: FaceSet, config: PretrainConfig, progress: Progress) -> Labeller:
     """The feature network: all attributes of the CSV, people of the labeller's part only."""
-    rows = (faces.part == LABELLER_PART) & ~np.isnan(faces.scores).any(1)
+    rows = (faces.part == LABELLER_PART) & ~_calibrates(faces) & _labelled(faces.scores)
     torch.manual_seed(1)
     net = Labeller(
         LabellerConfig(attributes=faces.attributes, resolution=config.autoencoder.generator.resolution)
@@ -96,6 +124,14 @@ def train_features(faces: FaceSet, config: PretrainConfig, progress: Progress) -
         progress=lambda done, total, _: progress("features", done, total),
     )
     return net
+
+
+def _calibrates(faces: FaceSet) -> npt.NDArray[np.bool_]:
+    return held_out([person_of(name) for name in faces.names])
+
+
+def _labelled(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    return np.any(~np.isnan(scores), axis=1)
 
 
 def reconstruct(
@@ -119,12 +155,16 @@ def train_readers(
     config: PretrainConfig,
     progress: Progress,
 ) -> tuple[Labeller, JudgeNetwork]:
-    """Labeller and judge, each on its own people, on photographs and reconstructions in turn."""
+    """Labeller and judge, each on its own people, on photographs and reconstructions in turn.
+
+    Each is calibrated on some of its own people, whom it did not learn from.
+    """
     index = [faces.attributes.index(name) for name in config.attributes]
     scores = faces.scores[:, index]
-    labelled = ~np.isnan(scores).any(1)
     rebuilt = reconstruct(generator, encoder, faces.images)
-    mine, other = labelled & (faces.part == LABELLER_PART), labelled & (faces.part == JUDGE_PART)
+    kept, labelled = _calibrates(faces), _labelled(scores)
+    own, others = labelled & (faces.part == LABELLER_PART), labelled & (faces.part == JUDGE_PART)
+    mine, other = own & ~kept, others & ~kept
     labeller = pick_outputs(features, config.attributes)
     train_classifier(
         labeller,
@@ -148,39 +188,71 @@ def train_readers(
         reconstructions=rebuilt[other],
         progress=lambda d, t, _: progress("judge", d, t),
     )
+    for net, rows in ((labeller, own & kept), (judge, others & kept)):
+        if rows.any():
+            fit_calibration(net, faces.images[rows], scores[rows])
     return labeller, judge
 
 
 def measure(faces: FaceSet, networks: dict[str, Any], attributes: tuple[str, ...]) -> dict[str, Any]:
-    """Figures on test people: reconstruction, agreement of both readers with the labels, labels it keeps."""
+    """Figures on test people: reconstruction, agreement of both readers with the labels, labels it keeps.
+
+    Returns:
+        Flat figures, `reliability` (reader -> attribute -> curve) and, where the labels have groups,
+        `groups`, `worst` and `mean` of `figures.group_table`.
+    """
     index = [faces.attributes.index(name) for name in attributes]
-    rows = (faces.part == TEST_PART) & ~np.isnan(faces.scores[:, index]).any(1)
+    rows = (faces.part == TEST_PART) & _labelled(faces.scores[:, index])
     images, scores = faces.images[rows], faces.scores[rows][:, index]
     rebuilt = reconstruct(networks["generator"], networks["encoder"], images)
-    error = ((images.astype(np.float64) - rebuilt) ** 2).mean(axis=(1, 2, 3))
+    pixels = psnr_db(images, rebuilt)
+    everybody = np.ones(len(images), bool)
     out: dict[str, Any] = {
         "test_people_images": int(rows.sum()),
-        "psnr_db": round(float(np.mean(10 * np.log10(255**2 / error))), 2),
+        "psnr_db": round(float(pixels.mean()), 2),
+        "reliability": {},
     }
+    by_rows: dict[str, Figure] = {"psnr_db": lambda chosen: float(pixels[chosen].mean())}
     for kind in ("labeller", "judge"):
         net: AttributeNetwork = networks[kind]
         on_photo, on_rebuilt = predict(net, images), predict(net, rebuilt)
+        figures = reader_figures(on_photo, on_rebuilt, scores, attributes)
+        by_rows |= {f"{kind}_{key}" if kind == "judge" else key: figure for key, figure in figures.items()}
+        for key, figure in figures.items():
+            name = key.replace("agree_", "reconstruction_agrees_")
+            value = figure(everybody)
+            out[f"{kind}_{name}"] = None if value is None else round(value, 4)
+        curves = out["reliability"][kind] = {}
         for i, name in enumerate(attributes):
-            truth = scores[:, i] > 0.5
-            out[f"{kind}_auc_{name}"] = round(auc(on_photo[:, i], truth), 4)
-            out[f"{kind}_ece_{name}"] = round(calibration_error(on_photo[:, i], truth), 4)
-            out[f"{kind}_reconstruction_agrees_{name}"] = round(
-                float(((on_photo[:, i] > 0.5) == (on_rebuilt[:, i] > 0.5)).mean()), 4
-            )
-    return out
+            known = ~np.isnan(scores[:, i])
+            curves[name] = reliability(on_photo[known, i], scores[known, i] > 0.5)
+    columns: dict[str, tuple[str, ...]] = faces.groups
+    chosen = {name: [v for v, used in zip(c, rows, strict=True) if used] for name, c in columns.items()}
+    masks = group_masks(chosen)
+    return out | (group_table(by_rows, masks) if masks else {})
 
 
 def pretrain(
-    faces: FaceSet, config: PretrainConfig, checkpoint: Checkpoint, progress: Progress
+    faces: FaceSet,
+    config: PretrainConfig,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    diary: Diary | None = None,
+    identity: Identity | None = None,
+    device: str = "cpu",
 ) -> Pretrained:
     """Train everything; a killed run goes on at the last checkpoint of the autoencoder.
 
-    Earlier stages are not repeated.
+    Earlier stages are not repeated. A diary is given losses, and pictures at each checkpoint.
+
+    Args:
+        faces: What to learn from.
+        config: What to train.
+        checkpoint: Where states are kept.
+        progress: Called as (stage, steps done, steps).
+        diary: Where losses and sheets go.
+        identity: The network that `config.teacher` names.
+        device: Of generator and encoder.
 
     Raises:
         ContractError: An attribute without labels, or a training that diverged.
@@ -195,17 +267,35 @@ def pretrain(
     if not saved:
         checkpoint.put("features", save_model(features))
     features = channels_last(features)
-    learn = faces.images[faces.part != TEST_PART]
-    training = AutoencoderTraining(learn, features, config.autoencoder)
+    rows = faces.part != TEST_PART
+    learn, weights = faces.images[rows], None
+    if config.data.groups:
+        balance, cap = config.data.balance, config.data.balance_cap
+        weights = sampling_weights(faces, config.data.groups, balance, cap=cap, rows=rows)[rows]
+    training = AutoencoderTraining(
+        learn,
+        features,
+        config.autoencoder,
+        identity=identity,
+        weights=weights,
+        inside=faces.inside(np.flatnonzero(rows)) if len(faces.frames) else None,
+        device=device,
+    )
     state = checkpoint.get("autoencoder")
     if state:
         training.restore(state)
+    if diary is not None:
+        diary.rewind("autoencoder", training.done)
     total = config.autoencoder.steps
     while training.done < total:
-        training.step()
+        losses = training.step()
         progress("autoencoder", training.done, total)
+        if diary is not None:
+            diary.note("autoencoder", training.done, losses)
         if training.done % config.checkpoint_every == 0 or training.done == total:
             checkpoint.put("autoencoder", training.state())
+            if diary is not None:
+                diary.page("autoencoder", training.done, drawn(training, faces))
     generator, encoder = training.ema_generator.eval(), training.ema_encoder.eval()
     prior = Prior.fit(training.codes(np.arange(len(learn))), config.prior_factors)
     labeller, judge = train_readers(faces, features, generator, encoder, config, progress)

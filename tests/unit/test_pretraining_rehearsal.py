@@ -1,0 +1,189 @@
+"""A dry run: it says within seconds what would go wrong after hours, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cli.main as command
+from sdflow_core.faces.networks import Networks, to_uint8
+from sdflow_core.faces.pretraining import rehearsal
+from sdflow_core.records.errors import ContractError
+from sdflow_core.records.objects import Store, open_store
+from sdflow_core.weights.embedded import install_embedded
+from sdflow_core.weights.model_store import ModelStore
+from tasks.demo import photograph
+
+TINY = {
+    "attributes": ["smiling", "young"],
+    "feature_steps": 100,
+    "labeller_steps": 50,
+    "judge_steps": 50,
+    "data": {"groups": ["race"]},
+    "autoencoder": {
+        "generator": {
+            "resolution": 64,
+            "style_dim": 8,
+            "channel_base": 256,
+            "channel_max": 12,
+            "mapping_layers": 0,
+        },
+        "encoder": {"style_dim": 8, "channels": [4, 6, 8, 8, 8], "hidden": 16},
+        "steps": 1000,
+        "adversarial_from": 500,
+        "batch": 4,
+    },
+}
+PEOPLE, PHOTOGRAPHS = 40, 600
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Names enough for a training. The pictures behind them repeat: a sample alone is looked at."""
+    root = tmp_path_factory.mktemp("domain")
+    store = open_store(str(root / "models"))
+    networks = Networks(ModelStore(store), install_embedded(store))
+    images = networks.render(networks.prior.sample(PEOPLE, torch.Generator().manual_seed(0), truncation=0.7))
+    kept: list[Path] = []
+    (root / "people").mkdir()
+    for number, pixels in enumerate(to_uint8(images)):
+        kept.append(root / f"{number}.jpg")
+        Image.fromarray(photograph(pixels)).save(kept[-1], quality=95)
+    lines = ["path,smiling,young,race"]
+    for number in range(PHOTOGRAPHS):
+        name = f"person {number:04d}.jpg"
+        (root / "people" / name).hardlink_to(kept[number * PEOPLE // PHOTOGRAPHS])
+        lines.append(f"{name},{number % 2},{'' if number % 5 else 0.25},{'x' if number % 3 else ''}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    (root / "config.json").write_text(json.dumps(TINY))
+    return root
+
+
+def rehearsed(capsys: pytest.CaptureFixture[str], folder: Path, *words: str, **paths: Path) -> Any:
+    given = {
+        "people": folder / "people",
+        "labels": folder / "labels.csv",
+        "config": folder / "config.json",
+    } | paths
+    code = command.app(
+        [
+            "pretrain", str(given["people"]), "--labels", str(given["labels"]), "--name", "tiny",
+            "--config", str(given["config"]), "--dry-run", "--sample", "12", "--json", *words,
+        ]
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    said = json.loads(out.splitlines()[-1])
+    if code:
+        assert code == 2 and len(err.strip().splitlines()) == 1, err
+        return said["error"]["message"]
+    assert not err
+    return said
+
+
+def test_a_dry_run_tells_what_will_be_and_leaves_nothing(
+    folder: Path, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDFLOW_STORE", store.uri)
+    monkeypatch.setenv("SDFLOW_PIXEL_THREADS", "1")
+    said = rehearsed(capsys, folder)
+    assert said["sampled"] == 12 and said["usable"] == 12 - sum(said["dropped"].values()) > 6
+    assert said["look"]["files"] == said["look"]["labelled"] == PHOTOGRAPHS
+    assert said["look"]["memory_bytes"] == PHOTOGRAPHS * 64 * 64 * 3
+    assert said["look"]["remarks"] == ["column young has no value above 0.5: nothing can be learned from it"]
+    assert set(said["seconds"]) >= {"reading", "features", "labeller", "judge", "autoencoder"}
+    assert all(value > 0 for value in said["seconds"].values())
+    assert said["total_seconds"] == pytest.approx(sum(said["seconds"].values()))
+    assert said["estimate"].startswith("about ") and said["free_bytes"] > 0
+    assert list(store.list()) == []
+
+
+def test_wrong_labels_and_folders_end_a_dry_run_with_one_message(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,smiling,young,race\nnobody.jpg,1,0,x\n")
+    assert "nobody.jpg" in rehearsed(capsys, folder, labels=table)
+    table.write_text((folder / "labels.csv").read_text().replace("person 0003.jpg,1", "person 0003.jpg,3"))
+    assert "line 5, column smiling" in rehearsed(capsys, folder, labels=table)
+    assert "no column beard" in rehearsed(capsys, folder, "--attributes", "smiling,beard")
+    assert "no column tribe" in rehearsed(capsys, folder, "--groups", "tribe")
+    assert "no such label CSV" in rehearsed(capsys, folder, labels=tmp_path / "none.csv")
+    assert "no file" in rehearsed(capsys, folder, labels=folder)
+    assert "does not exist" in rehearsed(capsys, folder, people=tmp_path / "none")
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "person 0001.jpg").hardlink_to(folder / "1.jpg")
+    message = rehearsed(capsys, folder, people=few)
+    assert "at least 500" in message and "1 file in" in message
+    for number in range(2, 521):
+        (few / f"person {number:04d}.jpg").hardlink_to(folder / "1.jpg")
+    message = rehearsed(capsys, folder, people=few)
+    assert "who are not kept for the test" in message and "sampled" not in message
+    rocks = tmp_path / "rocks"
+    rocks.mkdir()
+    Image.fromarray(np.zeros((90, 120, 3), np.uint8)).save(tmp_path / "rock.png")
+    for number in range(PHOTOGRAPHS):
+        (rocks / f"person {number:04d}.jpg").hardlink_to(tmp_path / "rock.png")
+    message = rehearsed(capsys, folder, people=rocks)
+    assert "0 of 12 sampled pictures usable" in message and "12 no face found" in message
+
+
+def test_wrong_configurations_end_a_dry_run_with_one_message(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text, part in (
+        ('{"stepz": 3}', "stepz"),
+        ('{"autoencoder": {"steps": "many"}}', "autoencoder.steps"),
+        ('{"data": {"template_scale": 0}}', "data.template_scale"),
+        ('{"attributes": []}', "at least one"),
+        ('{"attributes": ["a b"]}', "a b"),
+        ("{", "cannot be read"),
+        ("[1]", "names and values"),
+    ):
+        wrong = tmp_path / "wrong.json"
+        wrong.write_text(text)
+        assert part in rehearsed(capsys, folder, config=wrong)
+    assert "no such configuration" in rehearsed(capsys, folder, config=tmp_path / "none.toml")
+
+
+def test_too_little_memory_and_room(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(rehearsal, "available_memory_bytes", lambda: 2**20)
+        assert "do not fit into memory" in rehearsed(capsys, folder)
+    monkeypatch.setattr(rehearsal, "free_bytes", lambda store: 2**20)
+    assert "too little room" in rehearsed(capsys, folder)
+
+
+def test_a_training_that_cannot_begin_is_found(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = TINY["autoencoder"]
+    assert isinstance(parts, dict)
+    for part, change, said in (
+        ("encoder", {"style_dim": 16}, "latents do not fit the generator"),
+        ("generator", {"resolution": 128}, "encoder input"),
+    ):
+        other = TINY | {"autoencoder": parts | {part: parts[part] | change}}
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        assert said in rehearsed(capsys, folder, config=tmp_path / "other.json")
+
+    from sdflow_core.faces.pretraining.autoencoder import AutoencoderTraining
+
+    for error, said in (
+        (ContractError("pretraining diverged", found="a loss that is not finite"), "not finite"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied\nmore"), "first step. Found: mat1"),
+    ):
+
+        def fail(self: Any, error: Exception = error) -> dict[str, float]:
+            raise error
+
+        monkeypatch.setattr(AutoencoderTraining, "step", fail)
+        assert said in rehearsed(capsys, folder)
