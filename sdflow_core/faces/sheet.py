@@ -80,7 +80,7 @@ def contact_sheet(
         groups: heading -> its rows, drawn in this order; usually one heading an attribute.
         title: headline of the page.
         columns: rows side by side, at least 1.
-        note: one line under the title, such as the date and the editor.
+        note: one or two lines under the title, such as the date and the editor.
         gain: amplification of the difference.
         labels: what stands above the three pictures; the legend of the difference is left out with others
             than the usual.
@@ -206,7 +206,8 @@ def _group_height(rows: int, columns: int) -> int:
 def _header(draw: ImageDraw.ImageDraw, title: str, note: str, inner: int, gain: int) -> None:
     ramp, right = 160, _MARGIN_PX + inner
     _text(draw, (_MARGIN_PX, 40), title, 30, _INK, inner - ramp - 60)
-    _text(draw, (_MARGIN_PX, 82), note, 15, _SOFT, inner - ramp - 60)
+    for number, line in enumerate(_two_lines(draw, note, 15, inner - ramp - 60)):
+        _text(draw, (_MARGIN_PX, 80 + 20 * number), line, 15, _SOFT, inner - ramp - 60)
     left = right - ramp
     if not gain:
         return
@@ -272,6 +273,15 @@ def _tile(pixels: NDArray[np.uint8]) -> Image.Image:
     tile = Image.new("RGB", (_TILE_PX, _TILE_PX), _EMPTY)
     tile.paste(picture, ((_TILE_PX - size[0]) // 2, (_TILE_PX - size[1]) // 2))
     return tile
+
+
+def _two_lines(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
+    """Broken at a space where one line is too short; what the second has no room for is left to `_text`."""
+    font, words = _font(size), text.split(" ")
+    fits = sum(
+        _width(draw, _plain(" ".join(words[:n])), font, size) <= width for n in range(1, len(words) + 1)
+    )
+    return [text] if fits in (0, len(words)) else [" ".join(words[:fits]), " ".join(words[fits:])]
 
 
 def _font(size: int) -> _Font:
