@@ -54,6 +54,24 @@ def before_work(store: Store, dataset: str, table: str, todo: str) -> None:
         raise ContractError(f"dataset {dataset} has no {table} yet", where=store.uri, todo=todo)
 
 
+def attributes_to_train(store: Store, asked: str) -> tuple[str, ...]:
+    """`--attributes` of a training: names that the promoted labeller knows; `all` is all of them."""
+    known: tuple[str, ...] = _bundle(store).attributes
+    names = tuple(name.strip() for name in asked.split(",") if name.strip())
+    if names == ("all",):
+        return known
+    unknown = sorted(set(names) - set(known))
+    if not names or unknown:
+        raise ContractError(
+            "attributes to train an editor for",
+            expected=f"all, or some of {', '.join(known)}",
+            found=", ".join(unknown) if names else "none",
+            where="--attributes",
+            todo="choose some of the expected, or promote models that know them",
+        )
+    return names
+
+
 def before_edit(store: Store, dataset: str, request: dict[str, float | str]) -> None:
     """An editor in force, attributes that it knows, latents."""
     before_work(store, dataset, "latents", f"run `sdflow invert {dataset}` first")
@@ -64,13 +82,19 @@ def before_edit(store: Store, dataset: str, request: dict[str, float | str]) -> 
             todo=f"run `sdflow train {dataset}`; after a promotion of other models "
             f"`sdflow refresh {dataset}` or `sdflow models rollback`",
         )
-    unknown = sorted(set(request) - set(bundle.attributes))
+    from sdflow_core.weights.model_store import edited_attributes
+
+    known = edited_attributes(store, bundle)
+    unknown = sorted(set(request) - set(known))
     if unknown:
         raise ContractError(
             "unknown attribute",
-            expected=", ".join(bundle.attributes),
+            expected=", ".join(known),
             found=", ".join(unknown),
-            todo="ask for attributes that the promoted models know",
+            todo=f"ask for some of the expected, or run `sdflow train {dataset} --attributes "
+            f"{','.join((*known, *unknown))}`"
+            if set(unknown) <= set(bundle.attributes)
+            else "ask for some of the expected, or promote models that know it",
         )
 
 

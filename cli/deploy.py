@@ -146,16 +146,17 @@ def _check_cron(cron: str | None) -> None:
 def _check_attributes(store: Store, policy: NightlyPolicy) -> None:
     """Refuse today what would break the night, where models are in force already."""
     from sdflow_core.records.errors import ContractError
-    from sdflow_core.weights.model_store import Bundles
+    from sdflow_core.weights.model_store import Bundles, edited_attributes
 
     bundle = Bundles(store).current()
     asked = {name for part in policy.datasets for request in part.requests for name in request}
-    unknown = sorted(asked - set(bundle.attributes)) if bundle is not None else []
+    known = edited_attributes(store, bundle) if bundle is not None else ()
+    unknown = sorted(asked - set(known))
     if bundle is not None and unknown:
         raise ContractError(
-            f"the policy asks for {', '.join(unknown)}, which the models in force do not know",
-            expected=f"one of {', '.join(bundle.attributes)}",
-            todo="correct the policy, or promote models that know it",
+            f"the policy asks for {', '.join(unknown)}, which the models in force do not edit",
+            expected=f"one of {', '.join(known)}",
+            todo="correct the policy, or train an editor for them (`sdflow train DATASET --attributes ...`)",
         )
 
 

@@ -248,6 +248,15 @@ def train(
         int | None, typer.Option("--prior-samples", min=0, help="People drawn from the prior.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of every random draw.")] = None,
+    attributes: Annotated[
+        str | None,
+        typer.Option(
+            "--attributes",
+            metavar="A,B",
+            help="What it shall edit; `all`: everything that the labeller knows "
+            "[default: smiling,young,male,eyeglasses where it knows them, else all].",
+        ),
+    ] = None,
 ) -> None:
     """Train an editor on the dataset and promote it; a killed training goes on where it stopped."""
     now = state(context)
@@ -256,13 +265,17 @@ def train(
     if prior_samples is not None:
         config["prior_samples"] = prior_samples
 
+    def check(store: Any) -> None:
+        checks.before_work(store, dataset, "latents", f"run `sdflow invert {dataset}` first")
+        if attributes is not None:
+            config["attributes"] = checks.attributes_to_train(store, attributes)
+
     def flow() -> Any:
         from flows.train import train as story
 
         return story(dataset=dataset, config=config, store=now.store_uri)
 
-    todo = f"run `sdflow invert {dataset}` first"
-    facts = run_flow(now, flow, "train", lambda store: checks.before_work(store, dataset, "latents", todo))
+    facts = run_flow(now, flow, "train", check)
     result(now, facts, _facts(f"Editor of {dataset}", facts))
 
 

@@ -15,6 +15,7 @@ from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import canonical_json, sha256_hex
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
+from sdflow_core.weights.model_store import edited_attributes
 from tasks import recipes
 from tasks.consented import today
 from tasks.plans import Shards, write_plans
@@ -93,8 +94,9 @@ def _checked(run: StepRun, variants: tuple[Any, ...], config: Any) -> tuple[Any,
             todo=f"run `sdflow train {run.job.dataset}`; after a promotion of other models `sdflow refresh "
             f"{run.job.dataset}`, or `sdflow models rollback`",
         )
+    known = edited_attributes(run.store, bundle)
     for variant in variants:
-        check_variant(variant, bundle.attributes)
+        check_variant(variant, known)
     return bundle, run.using(recipes.edit(bundle, config))
 
 
@@ -116,6 +118,7 @@ def _announce(
         "bundle": run.job.bundle,
         "editor": bundle.editor,
         "attributes": list(bundle.attributes),
+        "editor_attributes": list(edited_attributes(run.store, bundle)),
         "sheet": f"private/edit_runs/{edit_run}/sheet.png",
     }
     run.store.create(f"private/edit_runs/{edit_run}.json", spell_document(document, ids))

@@ -19,7 +19,7 @@ from sdflow_core.records.policy import DatasetPolicy, NightlyPolicy
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 from sdflow_core.records.waiting import waiting_runs
-from sdflow_core.weights.model_store import Bundles, ModelStore
+from sdflow_core.weights.model_store import Bundles, ModelStore, edited_attributes
 from tasks import recipes
 from tasks.announce import announce_bundle
 from tasks.bodies import ingest_body, invert_body, label_body, queue_body
@@ -122,13 +122,14 @@ def _stories(part: _Part, job: Job) -> None:
 
 def _known_attributes(job: Job, policy: DatasetPolicy) -> None:
     """Refuse what the models do not know before a single picture is read."""
-    known = load_bundle(store_at(job.store), job.bundle).attributes
+    store = store_at(job.store)
+    known = edited_attributes(store, load_bundle(store, job.bundle))
     unknown = sorted({name for request in policy.requests for name in request} - set(known))
     if unknown:
         raise ContractError(
-            f"the policy asks for {', '.join(unknown)}, which the models in force do not know",
+            f"the policy asks for {', '.join(unknown)}, which the models in force do not edit",
             expected=f"one of {', '.join(known)}",
-            todo="correct the policy, or promote models that know it",
+            todo=f"correct the policy, or run `sdflow train {job.dataset} --attributes ...`",
         )
 
 

@@ -96,6 +96,7 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
     store, dataset = run.store, run.job.dataset
     networks = networks_of(store, run.job.bundle)
     bundle = networks.bundle
+    config = config.known_to(bundle.attributes)
     recipe = run.using(recipes.train(bundle, as_recipe(config)))
     rows, labels = _material(store, dataset, bundle)
     inputs = [dataset_digest(part["row_key"].to_pylist()) for part in (rows, labels)]
@@ -114,7 +115,7 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
         data.images,
         data.scores,
         networks.generator,
-        networks.labeller,
+        networks.labeller.only(config.attributes),
         config.training,
         checkpoint,
         lambda done, total, losses: tick("train", done, total),
@@ -126,7 +127,7 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
     metrics = {n: sum(h[n] for h in last if n in h) / sum(n in h for h in last) for n in names}
     card = {
         "title": f"SDFlow editor of dataset {dataset}",
-        "attributes": list(bundle.attributes),
+        "attributes": list(config.attributes),
         "recipe": recipe,
         "inputs": inputs,
         "encoder": networks.digest("encoder"),

@@ -38,7 +38,7 @@ from sdflow_core.faces.pretraining.figures import (
     reader_figures,
     reliability,
 )
-from sdflow_core.faces.pretraining.run import pick_outputs, reconstruct
+from sdflow_core.faces.pretraining.run import reconstruct
 
 ATTRIBUTES = (
     "smiling", "young", "male", "eyeglasses",
@@ -158,7 +158,7 @@ def main() -> None:
     features = stage("feature", wide, learn[0], scores, seed=1)
     wanted = scores[:, index]
     labeller = stage(
-        "labeller", lambda: pick_outputs(features, attributes), learn[0], wanted,
+        "labeller", lambda: channels_last(features.only(attributes)), learn[0], wanted,
         seed=2, lr=7e-4, reconstructions=rebuilt[learn[0]],
     )  # fmt: skip
     judge = stage("judge", fresh, learn[1], wanted, seed=3, reconstructions=rebuilt[learn[1]])

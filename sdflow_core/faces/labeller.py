@@ -6,7 +6,7 @@ another architecture and was trained on other people. It serves nothing else.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,27 @@ class AttributeNetwork(nn.Module):
     def attributes(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return self.config.attributes
+
+    def only(self, attributes: tuple[str, ...]) -> Self:
+        """A network for some of the outputs, in this order: a copy of the trunk, a slice of the head.
+
+        Raises:
+            ContractError: An attribute that it does not know, or one twice.
+        """
+        unknown = [name for name in attributes if name not in self.attributes]
+        if unknown or len(set(attributes)) != len(attributes) or not attributes:
+            raise ContractError(
+                "attributes of a network",
+                expected=f"some of {', '.join(self.attributes)}, each once",
+                found=", ".join(unknown or attributes) or "none",
+            )
+        network = type(self)(self.config.model_copy(update={"attributes": attributes}))
+        state = dict(self.state_dict())
+        index = [self.attributes.index(name) for name in attributes]
+        for name in ("head.weight", "head.bias", "slope", "offset"):
+            state[name] = state[name][index]
+        network.load_state_dict(state)
+        return network.to(self.slope.device).train(self.training)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Feature maps from fine to coarse; the last is what the head reads."""

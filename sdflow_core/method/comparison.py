@@ -155,14 +155,16 @@ def edit_figures(
     seen: list[Tensor] = []
     kept: list[Tensor] = []
     identity: list[npt.NDArray[np.float32]] = []
-    for index, name in enumerate(editor.attributes):
+    known = networks.bundle.attributes
+    for name in editor.attributes:
+        index = known.index(name)
         done = render_edits(
             networks, editor, codes, points, Variant(targets={name: "flip"}), config or EditConfig()
         )
         wanted = done.labels_before[:, index] < 0.5
         hit.append((done.labels_after[:, index] >= 0.5) == wanted)
         seen.append((done.judge_after[:, index] >= 0.5) == wanted)
-        others = [i for i in range(len(editor.attributes)) if i != index]
+        others = [i for i in range(len(known)) if i != index]
         kept.append(((done.judge_after >= 0.5) == (done.judge_before >= 0.5))[:, others].flatten())
         identity.append(done.identity)
     preserved = torch.cat(kept).float()

@@ -190,6 +190,7 @@ def search_strength(
     tolerance: float = 0.05,
     least_step: float = 0.2,
     micro_batch: int = 16,
+    read: int | None = None,
 ) -> StrengthSearch:
     """Per row the smallest strength whose rendered score reaches the wanted one, else the largest.
 
@@ -212,12 +213,14 @@ def search_strength(
         least_step: Least change of s at strength 1, towards the wanted side: s and the score may disagree on
             where a row is.
         micro_batch: Rows a call.
+        read: Column of the scores that reads the attribute, where they are not in the editor's order.
 
     Raises:
         ContractError: Strengths not ascending and positive, no rows, or an attribute that the editor does
             not have.
     """
     tries = [float(value) for value in strengths]
+    column = attribute if read is None else read
     if (
         not tries
         or tries[0] <= 0
@@ -241,7 +244,7 @@ def search_strength(
     with torch.no_grad():
         pictures = batched(render, w_plus)
         scores = batched(score, pictures)
-        before = (scores_before if scores_before is not None else scores)[:, attribute]
+        before = (scores_before if scores_before is not None else scores)[:, column]
         wanted = wanted.to(before)
         side = torch.where(wanted >= before, 1.0, -1.0)  # [B] which way to go
         reached = (side * (before - wanted)) >= -tolerance
@@ -261,11 +264,11 @@ def search_strength(
             for n, (rows,) in _padded((rest,), micro_batch):
                 result = editor.apply(prepared.take(rows), targets[rows], value)
                 shown = render(result.w_plus)
-                read = score(shown)
+                seen = score(shown)
                 keep = rows[:n]
-                codes[keep], pictures[keep], scores[keep] = result.w_plus[:n], shown[:n], read[:n]
+                codes[keep], pictures[keep], scores[keep] = result.w_plus[:n], shown[:n], seen[:n]
                 strength[keep] = value
-                reached[keep] = (side[keep] * (read[:n, attribute] - wanted[keep])) >= -tolerance
+                reached[keep] = (side[keep] * (seen[:n, column] - wanted[keep])) >= -tolerance
                 nfe = max(nfe, result.nfe)
     edited = EditedBatch(codes, w_plus, (codes - w_plus).flatten(1).norm(dim=1), nfe)
     return StrengthSearch(edited, pictures, scores, strength, reached)

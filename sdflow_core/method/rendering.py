@@ -36,11 +36,11 @@ class DrawnEdits:
     w_plus: Tensor  # [B, L, D]
     before: npt.NDArray[np.uint8]  # [B, H, W, 3] reconstructions
     after: npt.NDArray[np.uint8]  # [B, H, W, 3]
-    s_before: Tensor  # [B, A] by the semantic encoder
+    s_before: Tensor  # [B, A] by the semantic encoder, attributes of the editor
     s_after: Tensor  # [B, A]
-    labels_before: Tensor  # [B, A] by the labeller, on the reconstruction
+    labels_before: Tensor  # [B, K] by the labeller, on the reconstruction, all that it knows
     labels_after: Tensor
-    judge_before: Tensor  # [B, A] by the judge: reported, never steering
+    judge_before: Tensor  # [B, K] by the judge: reported, never steering
     judge_after: Tensor
     strength: Tensor  # [B]
     reached: Tensor  # [B] bool, whether the target was reached
@@ -102,8 +102,8 @@ def draw_edits(
     Several attributes are edited one after another, each search starting from the codes of the one before.
     Arguments and errors: see `render_edits`.
     """
-    attributes = editor.attributes
-    check_variant(variant, attributes)
+    attributes = networks.bundle.attributes
+    check_variant(variant, editor.attributes)
     reconstruction = networks.render(w_plus)
     labels_before = networks.scores(reconstruction)
     s_before = networks.batched("semantic_encoder", editor.encode_semantics, reconstruction)
@@ -117,7 +117,7 @@ def draw_edits(
             editor,
             codes,
             None,
-            index,
+            editor.attributes.index(name),
             wanted,
             networks.render,
             networks.scores,
@@ -125,6 +125,7 @@ def draw_edits(
             s_before=s,
             scores_before=labels,
             micro_batch=config.micro_batch,
+            read=index,
         )
         count_call(networks.calls, "flow")
         codes, pictures, labels = found.edited.w_plus, found.images, found.scores

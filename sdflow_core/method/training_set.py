@@ -11,12 +11,18 @@ from torch import Tensor
 from sdflow_core.faces.networks import Networks, to_uint8
 from sdflow_core.method.training import TrainingConfig
 from sdflow_core.records.config import Config
+from sdflow_core.records.errors import ContractError
+
+USUAL_ATTRIBUTES = ("smiling", "young", "male", "eyeglasses")
 
 
 class EditorTraining(Config):
     """Everything that changes an editor, beside its data and networks.
 
     Attributes:
+        attributes: What the editor edits: s of the flow. What the labeller knows beside them moves along with
+            them as it does among people, and is measured, not held. Empty: the usual four where the labeller
+            knows them all, else all that it knows.
         training: Flow, objective, schedule.
         prior_samples: People drawn from the prior and added to the dataset's.
         prior_truncation: 0 the mean face, 1 the full spread.
@@ -24,11 +30,28 @@ class EditorTraining(Config):
         micro_batch: Rows a network call while the training set is made.
     """
 
+    attributes: tuple[str, ...] = ()
     training: TrainingConfig = TrainingConfig()
     prior_samples: int = Field(default=5000, ge=0)
     prior_truncation: float = Field(default=0.9, ge=0.0, le=1.5)
     prior_seed: int = 1
     micro_batch: int = 16
+
+    def known_to(self, labeller: tuple[str, ...]) -> EditorTraining:
+        """The same with its attributes named, in the order of the labeller's.
+
+        Raises:
+            ContractError: An attribute that the labeller does not know.
+        """
+        wanted = self.attributes or (USUAL_ATTRIBUTES if set(USUAL_ATTRIBUTES) <= set(labeller) else labeller)
+        if unknown := sorted(set(wanted) - set(labeller)):
+            raise ContractError(
+                "attributes to train an editor for",
+                expected=f"some of {', '.join(labeller)}",
+                found=", ".join(unknown),
+                todo="choose some of the expected, or promote a labeller that knows them",
+            )
+        return self.model_copy(update={"attributes": tuple(name for name in labeller if name in wanted)})
 
 
 @dataclass(frozen=True)
@@ -37,7 +60,7 @@ class TrainingSet:
 
     codes: Tensor  # [N, L, D]
     images: Tensor  # uint8 [N, 3, H, W]
-    scores: Tensor  # [N, A] in [0, 1]
+    scores: Tensor  # [N, A] in [0, 1], of the attributes to edit
 
 
 def make_training_set(networks: Networks, codes: Tensor, config: EditorTraining) -> TrainingSet:
@@ -45,6 +68,8 @@ def make_training_set(networks: Networks, codes: Tensor, config: EditorTraining)
 
     The scores are read from the renderings, not from the photographs: the flow must know what a *code* shows.
     """
+    known = networks.bundle.attributes
+    index = [known.index(name) for name in config.known_to(known).attributes]
     rng = torch.Generator().manual_seed(config.prior_seed)
     parts = [codes]
     if config.prior_samples:
@@ -56,6 +81,6 @@ def make_training_set(networks: Networks, codes: Tensor, config: EditorTraining)
         0, len(everything), 512
     ):  # so that float images of all rows never lie in memory at once
         images = networks.render(everything[start : start + 512])
-        scores.append(networks.scores(images))
+        scores.append(networks.scores(images)[:, index])
         pictures.append(torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).contiguous())
     return TrainingSet(everything, torch.cat(pictures), torch.cat(scores))

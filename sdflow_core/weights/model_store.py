@@ -12,7 +12,7 @@ from sdflow_core.records.journal import Entry, Journal
 from sdflow_core.records.keys import canonical_json, sha256_hex
 from sdflow_core.records.objects import Store
 
-__all__ = ["Bundle", "Bundles", "Licences", "ModelStore"]
+__all__ = ["Bundle", "Bundles", "Licences", "ModelStore", "edited_attributes"]
 
 
 class ModelStore:
@@ -130,6 +130,17 @@ class Bundle(Config):
     def without_editor(self) -> Bundle:
         """The same models but the editor: what makes faces, latents and labels."""
         return self.model_copy(update={"editor": None})
+
+
+def edited_attributes(store: Store, bundle: Bundle) -> tuple[str, ...]:
+    """What may be asked of a bundle: what its editor was trained for; without one, what its labeller knows.
+
+    Raises:
+        NotFoundError: The editor is not in this store.
+    """
+    if bundle.editor is None:
+        return bundle.attributes
+    return tuple(ModelStore(store).card(bundle.editor).get("attributes") or bundle.attributes)
 
 
 class Bundles:

@@ -270,6 +270,27 @@ def test_search_does_not_depend_on_neighbours() -> None:
     assert torch.allclose(whole.edited.w_plus[[7, 2]], part.edited.w_plus, atol=1e-6)
 
 
+def test_search_may_read_the_attribute_from_another_column() -> None:
+    w, s = _batch(5)
+
+    def run(order: list[int], read: int | None) -> Any:
+        return search_strength(
+            _flow_editor(),
+            w,
+            None,
+            1,
+            torch.full((5,), 0.9),
+            lambda codes: codes[:, None].expand(-1, 3, -1, -1),
+            lambda images: torch.sigmoid(images[:, 0, 0, order]),
+            s_before=s,
+            read=read,
+        )
+
+    usual, other = run([0, 1], None), run([1, 2, 0], 0)
+    assert torch.equal(usual.edited.w_plus, other.edited.w_plus)
+    assert torch.equal(usual.strength, other.strength) and other.scores.shape == (5, 3)
+
+
 def test_search_refuses_nonsense() -> None:
     w, s = _batch(2)
     for strengths, attribute in [((), 0), ((2.0, 1.0), 0), ((-1.0, 1.0), 0), ((1.0,), 2)]:

@@ -16,7 +16,7 @@ from sdflow_core.faces.pretraining.autoencoder import AutoencoderConfig, Autoenc
 from sdflow_core.faces.pretraining.classifiers import auc, calibration_error
 from sdflow_core.faces.pretraining.data import DataConfig, FaceSet, part_of, person_of, read_labels
 from sdflow_core.faces.pretraining.diary import Diary, drawn
-from sdflow_core.faces.pretraining.run import PretrainConfig, pick_outputs, pretrain
+from sdflow_core.faces.pretraining.run import PretrainConfig, pretrain
 from sdflow_core.records.errors import ContractError
 
 TINY = AutoencoderConfig(
@@ -205,7 +205,7 @@ def test_label_files_are_checked() -> None:
 def test_a_slice_of_a_labeller_gives_the_same_scores() -> None:
     wide = Labeller(LabellerConfig(attributes=("a", "b", "c"), channels=(4, 8))).eval()
     x = torch.rand(2, 3, 64, 64)
-    assert torch.equal(pick_outputs(wide, ("c", "a")).eval().scores(x), wide.scores(x)[:, [2, 0]])
+    assert torch.equal(wide.only(("c", "a")).scores(x), wide.scores(x)[:, [2, 0]])
 
 
 def test_ranks_and_calibration_by_hand() -> None:

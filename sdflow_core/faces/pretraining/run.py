@@ -96,17 +96,6 @@ class Pretrained:
     metrics: dict[str, Any]
 
 
-def pick_outputs(network: Labeller, attributes: tuple[str, ...]) -> Labeller:
-    """A labeller for some of the attributes of a wider one: the same trunk, a slice of its head."""
-    small = Labeller(network.config.model_copy(update={"attributes": attributes}))
-    state = dict(network.state_dict())
-    index = [network.attributes.index(name) for name in attributes]
-    for name in ("head.weight", "head.bias", "slope", "offset"):
-        state[name] = state[name][index]
-    small.load_state_dict(state)
-    return channels_last(small)
-
-
 def train_features(faces: FaceSet, config: PretrainConfig, progress: Progress) -> Labeller:
     """The feature network: all attributes of the CSV, people of the labeller's part only."""
     rows = (faces.part == LABELLER_PART) & ~_calibrates(faces) & _labelled(faces.scores)
@@ -165,7 +154,7 @@ def train_readers(
     kept, labelled = _calibrates(faces), _labelled(scores)
     own, others = labelled & (faces.part == LABELLER_PART), labelled & (faces.part == JUDGE_PART)
     mine, other = own & ~kept, others & ~kept
-    labeller = pick_outputs(features, config.attributes)
+    labeller = channels_last(features.only(config.attributes))
     train_classifier(
         labeller,
         faces.images[mine],
