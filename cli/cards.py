@@ -37,8 +37,8 @@ def print_card(card: dict[str, Any]) -> None:
     _groups(_mapping(card.get("groups")), str(card.get("groups_command") or ""))
     fitted = _mapping(card.get("calibration"))
     if fitted:
-        rows = [(a, *(_text(f.get(k)) for k in ("slope", "offset", "labels"))) for a, f in fitted.items()]
-        table("Calibration", ("attribute", "slope", "offset", "labels"), rows)
+        rows = [(a, *(_text(f.get(k)) for k in ("slope", "offset"))) for a, f in fitted.items()]
+        table("Calibration", ("attribute", "slope", "offset"), rows)
     for attribute, curve in _mapping(card.get("reliability")).items():
         rows = [tuple(_text(b[key]) for key in ("mean_score", "share_true", "count")) for b in curve]
         table(f"Reliability: {attribute}", ("mean score", "share true", "count"), rows)

@@ -91,7 +91,7 @@ def list_models(context: typer.Context) -> None:
 
 def show(
     context: typer.Context,
-    digest: Annotated[str, typer.Argument(help="Digest of a model or a promoted bundle, or its beginning.")],
+    digest: Annotated[str, typer.Argument(help="Digest of a model or a bundle, or its beginning.")],
 ) -> None:
     """Show a model's card, or what a bundle is made of."""
     from sdflow_core.weights.model_store import Bundle
@@ -121,7 +121,8 @@ def promote(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="embedded|DIGEST", help="All embedded models, one model, or an earlier bundle."
+            metavar="embedded|DIGEST",
+            help="All embedded models, one model, pretrained ones, or an earlier bundle.",
         ),
     ],
     by: _By = "",
@@ -224,9 +225,13 @@ def _digests(bundle: Bundle | None) -> dict[str, str]:
 
 
 def find(store: Store, digest: str) -> dict[str, Any] | Bundle:
-    """The card of a model, or a bundle that was once promoted, by a unique beginning of its digest."""
+    """The card of a model, or a bundle, by a unique beginning of its digest.
+
+    Bundles are those that were once promoted, and sets of models that were made together.
+    """
     from sdflow_core.records.errors import ContractError, NotFoundError
     from sdflow_core.weights.model_store import Bundle, Bundles, ModelStore
+    from sdflow_core.weights.sets import find_sets
 
     found: dict[str, dict[str, Any] | Bundle] = {}
     if len(digest) >= MIN_PREFIX:
@@ -235,6 +240,7 @@ def find(store: Store, digest: str) -> dict[str, Any] | Bundle:
         for entry in Bundles(store).history():
             if str(entry.payload["digest"]).startswith(digest):
                 found[str(entry.payload["digest"])] = Bundle.model_validate(entry.payload["bundle"])
+        found |= {bundle.digest: bundle for bundle in find_sets(store, digest)}
     if not found:
         todo = "see `sdflow models list`"
         raise NotFoundError("there is no such model or bundle", found=digest, where=store.uri, todo=todo)

@@ -174,11 +174,14 @@ def _show_rehearsal(name: str, found: Rehearsal) -> None:
 
 
 def _show_models(name: str, facts: dict[str, Any]) -> None:
-    rows = [
-        (key, ", ".join(f"{a}: {b}" for a, b in value.items()) if isinstance(value, dict) else value)
-        for key, value in facts.items()
-        if key != "remarks"
-    ]
+    digest = facts["bundle"]
+    rows: list[tuple[str, object]] = [(kind, d[:12]) for kind, d in facts["models"].items()]
+    dropped = "; ".join(f"{count} {why}" for why, count in facts["dropped"].items()) or "none"
+    rows += [("dropped", dropped), ("losses and samples", facts["diary"])]
     table(f"Models of {name}", ("what", "found"), rows)
+    figures = [(key, value) for key, value in facts["metrics"].items() if isinstance(value, int | float)]
+    table("On people who taught nothing", ("figure", "value"), figures)
     for remark in facts["remarks"]:
         print(f"Note: {remark}.")
+    print(f"They form the bundle {digest[:12]}; `sdflow models show` with a digest prints a model's card.")
+    print(f"To work with them: sdflow models promote {digest[:12]} --by NAME")

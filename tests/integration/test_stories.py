@@ -55,11 +55,13 @@ def test_pretrain_reads_a_folder_and_keeps_models_with_cards(tmp_path: Path) -> 
     import torch
     from PIL import Image
 
+    from cli.models import find
+    from embedded_models.recipe.export_models import export
     from flows.pretrain import pretrain
     from sdflow_core.faces.checkpoint import load_model
     from sdflow_core.faces.networks import Networks, to_uint8
     from sdflow_core.weights.embedded import install_embedded
-    from sdflow_core.weights.model_store import ModelStore
+    from sdflow_core.weights.model_store import Bundle, Bundles, ModelStore
     from tasks.demo import photograph
 
     store = open_store(str(tmp_path / "store"))
@@ -99,3 +101,15 @@ def test_pretrain_reads_a_folder_and_keeps_models_with_cards(tmp_path: Path) -> 
         "losses-autoencoder.png",
         "samples.png",
     } <= beside
+    bundle = find(store, facts["bundle"][:12])
+    assert isinstance(bundle, Bundle) and bundle.digest == facts["bundle"]
+    assert {kind: getattr(bundle, kind) for kind in facts["models"]} == facts["models"]
+    assert bundle.detector and bundle.identity and bundle.attributes == ("smiling", "young")
+    assert Bundles(store).current() is None, "nothing is promoted unasked"
+    manifest = export(store, facts, tmp_path)
+    assert manifest == {"attributes": ["smiling", "young"], "resolution": 64, "template_scale": 0.7}
+    for kind, digest in facts["models"].items():
+        packed = load_model((tmp_path / f"{kind}.safetensors").read_bytes(), expect=kind)
+        whole = load_model(models.weights(digest), expect=kind)
+        for name, value in whole.state_dict().items():
+            assert torch.allclose(packed.state_dict()[name].float(), value.float(), rtol=1e-3, atol=1e-4)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from cli.cards import print_card
-from embedded_models.recipe.write_cards import FIELDS, PREFIXES, card_of
+from embedded_models.recipe.write_cards import FIELDS, PREFIXES, card_of, readers_of
 from sdflow_core.faces.checkpoint import load_model, read_header, save_model
 from sdflow_core.faces.labeller import JudgeNetwork, Labeller, LabellerConfig
 from sdflow_core.faces.pretraining.calibration import fit_calibration, held_out
@@ -139,10 +139,21 @@ BENCH: dict[str, Any] = {
     "auc_smiling_second": 0.98, "ece_smiling": 0.02, "psnr_db": 22.7, "one_face_share": 1.0, "render_ms": 9.0,
     "groups": {"gender: man": {"n": 900, "auc_smiling": 0.95, "psnr_db": 22.1}},
 }  # fmt: skip
-READER = {
-    "calibration": {"smiling": {"slope": 1.1, "offset": 0.2, "labels": 500}},
-    "reliability": {"smiling": [{"mean_score": 0.05, "share_true": 0.04, "count": 700}]},
+METRICS: dict[str, Any] = {
+    "reliability": {
+        kind: {"smiling": [{"mean_score": 0.05, "share_true": 0.04, "count": 700}]}
+        for kind in ("labeller", "judge")
+    },
+    "groups": {"gender: man": {"n": 900, "psnr_db": 22.1, "auc_smiling": 0.95, "judge_auc_smiling": 0.94}},
+    "worst": {"judge_auc_smiling": {"group": "gender: man", "value": 0.94}},
+    "mean": {"auc_smiling": 0.96},
 }
+_NETWORKS = {
+    kind: network(LabellerConfig(attributes=("smiling",), channels=(4, 8)))
+    for kind, network in (("labeller", Labeller), ("judge", JudgeNetwork))
+}
+READERS = readers_of(METRICS, _NETWORKS)
+READER = READERS["labeller"]
 WORDS = {
     "all": {
         "title": "t", "trained_on": "d", "licence": "l", "licence_id": "i", "intended_use": "u",
@@ -152,14 +163,15 @@ WORDS = {
 
 
 def test_a_card_has_every_field_and_every_figure_its_command() -> None:
-    cards = {
-        kind: card_of(kind, b"w", BENCH, WORDS, {"labeller": READER, "judge": READER}) for kind in PREFIXES
-    }
+    cards = {kind: card_of(kind, b"w", BENCH, WORDS, READERS) for kind in PREFIXES}
     for card in cards.values():
         assert all(card[name] for name in FIELDS)
         assert all(figure["command"] for figure in card["metrics"].values())
     assert cards["labeller"]["metrics"]["auc_smiling"]["worst"] == {"value": 0.95, "group": "gender: man"}
     assert cards["judge"]["metrics"]["auc_smiling"]["value"] == 0.98
+    assert cards["judge"]["groups"] == {"gender: man": {"n": 900, "auc_smiling": 0.94}}
+    assert cards["judge"]["worst"]["auc_smiling"]["value"] == 0.94 and not cards["labeller"]["worst"]
+    assert cards["labeller"]["calibration"] == {"smiling": {"slope": 1.0, "offset": 0.0}}
     with pytest.raises(SystemExit, match="calibration"):
         card_of("labeller", b"w", BENCH, WORDS, {})
     with pytest.raises(SystemExit, match="seeds"):
