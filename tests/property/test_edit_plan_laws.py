@@ -28,6 +28,13 @@ EDIT = recipes.edit(BUNDLE, EditConfig()).key
 VARIANTS = [Variant(targets={"smiling": 0.9}), Variant(targets={"young": "flip", "smiling": 0.1})]
 
 
+def pin(store: Store) -> str:
+    """What planning reads of the models: the pinned bundle and the card of its editor."""
+    store.create(f"models/pinned/{BUNDLE.digest}.json", canonical_json(BUNDLE.model_dump(mode="json")))
+    store.create(f"models/{BUNDLE.editor}/card.json", canonical_json({"kind": "editor"}))
+    return BUNDLE.digest
+
+
 def commit(store: Store, table: str, recipe: str, rows: list[dict[str, Any]]) -> None:
     if rows:
         made = [{"recipe": recipe, "status": "kept", **row} for row in rows]
@@ -145,9 +152,7 @@ latents = st.tuples(st.just("latent"), st.integers(0, 3))
 def test_a_night_plans_what_dicts_would_plan(history: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
-        digest = BUNDLE.digest
-        store.create(f"models/pinned/{digest}.json", canonical_json(BUNDLE.model_dump(mode="json")))
-        job = Job(store=folder, dataset="d", bundle=digest, parent="test")
+        job = Job(store=folder, dataset="d", bundle=pin(store), parent="test")
         add_source(store, 0, 0, ["*"], "", True)
         add_latent(store, 0)
         for kind, *said in [*history, *LAST]:
@@ -183,11 +188,10 @@ def test_a_night_plans_what_dicts_would_plan(history: list[tuple[Any, ...]]) -> 
 
 def test_shards_of_edits_lie_where_their_codes_lie(store: Store) -> None:
     """A shard needs the codes of neighbours, not of rows all over the table."""
-    store.create(f"models/pinned/{BUNDLE.digest}.json", canonical_json(BUNDLE.model_dump(mode="json")))
+    job = Job(store=store.uri, dataset="d", bundle=pin(store), parent="test")
     for number in range(12):
         add_source(store, number, 0, ["*"], "", True)
         add_latent(store, number)
-    job = Job(store=store.uri, dataset="d", bundle=BUNDLE.digest, parent="test")
     plan: Any = plan_edit.fn(job, tuple(VARIANTS), EditConfig())
     codes = [item["inputs"][0] for part in plan.shards.shards for item in read_plan(store, part)]
     in_order = Table(store, "d", "latents").read(columns=["row_key"])["row_key"].to_pylist()
