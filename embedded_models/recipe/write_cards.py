@@ -87,6 +87,9 @@ def card_of(
         SystemExit: A field is missing or empty; names it.
     """
     card: dict[str, Any] = {**words.get("all", {}), **words.get(kind, {})}
+    card["known_failures"] = [
+        failure for part in ("all", kind) for failure in words.get(part, {}).get("known_failures", [])
+    ]
     card |= {"metrics": figures_of(kind, bench), "sha256": hashlib.sha256(weights).hexdigest()}
     found = bench.get("groups", {})
     keep = PREFIXES[kind]
