@@ -104,6 +104,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help="parts to measure, by commas")
     parser.add_argument("--rows", type=int, default=None, help="only so many test photographs (a trial)")
     parser.add_argument("--samples", type=int, default=1000, help="people drawn from the prior")
+    parser.add_argument("--truncation", type=float, default=None, help="of those people; the demo's without")
     parser.add_argument("--learned", default="lfw.tar", help="archives the models learned from, by commas")
     parser.add_argument("--against", type=Path, default=None, help="JSON of the models to compare with")
     parser.add_argument("--json", action="store_true")
@@ -123,6 +124,7 @@ def main() -> int:
         cache=given.cache,
         rows=given.rows,
         samples=given.samples,
+        truncation=given.truncation,
         learned=tuple(given.learned.split(",")),
     )
     started = time.monotonic()

@@ -30,7 +30,7 @@ DEMO_REQUESTS: list[dict[str, float | str]] = [
     {"eyeglasses": "flip"},
 ]
 _PHOTOS, _CONSENT, _RELEASED = "demo/photos", "demo/consent.csv", "demo/released"
-_TRUNCATION, _SEED = 1.0, 20
+_TRUNCATION, _SEED = 0.85, 20
 _MTIME_SECONDS = 1_750_000_000  # files of the demo look the same in every run
 
 

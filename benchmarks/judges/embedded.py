@@ -68,6 +68,7 @@ class Options:
         cache: Folder of prepared arrays.
         rows: Test photographs (all when None), and four times as many training photographs.
         samples: People drawn from the prior.
+        truncation: Of the draw; None as the demo draws.
         learned: Archives the models learned from; their people (not the test people) are who may have been
             memorised. The first one is also the data that distributions are compared on.
     """
@@ -78,6 +79,7 @@ class Options:
     cache: Path
     rows: int | None
     samples: int
+    truncation: float | None = None
     learned: tuple[str, ...] = ("lfw.tar",)
 
 
@@ -287,7 +289,9 @@ class Bench:
 
         count, limit = self.options.samples, faceapi.SAME_PERSON_DISTANCE
         rng = torch.Generator().manual_seed(demo._SEED)
-        codes = self.network("prior").sample(count, rng, truncation=demo._TRUNCATION)
+        truncation = self.options.truncation
+        truncation = demo._TRUNCATION if truncation is None else truncation
+        codes = self.network("prior").sample(count, rng, truncation=truncation)
         drawn = self.render(codes)
         usual = np.mean([s.points.mean(0) for s in self.learned], axis=0)
         points, found = [], []
@@ -298,6 +302,7 @@ class Bench:
             at = central_face(faces, picture).points if faces else None
             points.append(usual if at is None else _in_face(at, self.resolution))
         out: dict[str, Any] = {"one_face_share": float(np.mean(found)), "n_samples": count}
+        out["sample_truncation"] = truncation
         samples = self.describe(chips(drawn, np.stack(points)))
         gallery = [self.describe(chips(s.images, s.points)) for s in self.learned]
         test = self.describe(chips(self.test.images, self.test.points))

@@ -28,6 +28,8 @@ __all__ = [
     "wanted_scores",
 ]
 
+_NEAR_ENOUGH = 0.05  # a score so near the wanted one has reached it
+
 
 @dataclass(frozen=True)
 class DrawnEdits:
@@ -124,6 +126,7 @@ def draw_edits(
             config.strengths,
             s_before=s,
             scores_before=labels,
+            tolerance=1.0 - config.flip_to if variant.targets[name] == "flip" else _NEAR_ENOUGH,
             micro_batch=config.micro_batch,
             read=index,
         )
