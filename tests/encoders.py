@@ -11,7 +11,7 @@ from sdflow_core.weights.embedded import embedded_file
 from sdflow_core.weights.model_store import Bundle, Bundles, ModelStore
 
 # Learns codes alone: 15 s on one thread, and better on synthetic people than the encoder it starts from.
-GOOD = EncoderTraining(steps=40, weight_pixel=0.0, weight_code=1.0)
+GOOD = EncoderTraining(steps=80, weight_pixel=0.0, weight_code=1.0)
 # Begun anew and hardly trained.
 BAD = EncoderTraining(start="random", steps=4, weight_pixel=0.0, weight_code=1.0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -370,11 +371,15 @@ def _check_room(checkpoint_bytes: int, free: int | None) -> None:
 
 
 def _pace(training: Any, start: int, patience: float) -> float:
-    """Seconds a step takes from step `start` on; the first, which prepares more than others, is left out."""
+    """Seconds a step takes from step `start` on; the first, which prepares more than others, is left out.
+
+    The median of a few: one step that waited for another program says nothing about thousands.
+    """
     training.done = start
     training.step()
-    started, count = time.perf_counter(), 0
-    while count < 8 and (count < 2 or time.perf_counter() - started < patience):
+    taken: list[float] = []
+    while len(taken) < 8 and (len(taken) < 3 or sum(taken) < patience):
+        started = time.perf_counter()
         training.step()
-        count += 1
-    return (time.perf_counter() - started) / count
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
