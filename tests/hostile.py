@@ -217,7 +217,7 @@ def contents() -> list[Case]:
         ),
         dropped("faces/half.png", half, "the face is cut off by the border of the picture"),
         dropped("faces/upside down.png", lambda p: png(np.rot90(p[0], 2).copy()), turned),
-        dropped("faces/on its side.png", lambda p: png(np.rot90(p[2]).copy()), turned),
+        dropped("faces/on its side.png", lambda p: png(np.rot90(p[0]).copy()), turned),
         kept("faces/mirrored.png", lambda p: png(p[0][:, ::-1].copy())),
         kept("faces/other pixels.jpg", lambda p: jpeg(p[1])),
         kept("faces/same bytes.jpg", lambda p: jpeg(p[0])),
