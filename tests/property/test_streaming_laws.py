@@ -185,10 +185,15 @@ def test_ctrl_c_reaches_a_caller_that_waits() -> None:
         return number
 
     timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt), streaming(itertools.count(), [Stage("a", hang, 2)]) as results:
-        list(results)
-    timer.join()
+    # a shell lets its background jobs ignore SIGINT, and Python leaves that as it finds it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt), streaming(itertools.count(), [Stage("a", hang, 2)]) as results:
+            list(results)
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert threads() == []
 
 
