@@ -50,6 +50,9 @@ from sdflow_core.weights.embedded import embedded_file
 PARTS = ("readers", "reconstruction", "identity", "samples", "speed")
 KINDS = ("generator", "encoder", "prior", "labeller", "judge")
 _LEAST_OF_A_CLASS = 5  # an AUC of fewer positives or negatives says nothing about a group
+# attributes that LFW's table has under another name, and those that it states the other way round
+_COLUMNS = {"beard": "no_beard", "mouth_open": "mouth_slightly_open"}
+_OPPOSITE = frozenset({"beard"})
 _BATCH = 50
 _FRAME_PX, _FACE_PX = 288, 192  # of the demo's photographs
 
@@ -221,19 +224,21 @@ class Bench:
         header = self._csv.split(b"\n", 1)[0].decode("utf-8-sig").strip().lower().split(",")
         for kind, suffix in (("labeller", ""), ("judge", "_second")):
             network = self.network(kind)
-            known = tuple(name for name in network.attributes if name.lower() in header)
-            labels = read_labels(self._csv, known)
+            known = tuple(name for name in network.attributes if _column(name) in header)
+            labels = read_labels(self._csv, tuple(_column(name) for name in known))
             labelled = np.array([name in labels for name in self.test.names])
             nothing = [float("nan")] * len(known)
             truth = np.array([labels.get(name, nothing) for name in self.test.names])
+            opposite = [name in _OPPOSITE for name in known]
+            truth[:, opposite] = 1.0 - truth[:, opposite]
             scores = predict(network, self.test.images)
             for i, name in enumerate(known):
                 score, yes = scores[:, network.attributes.index(name)], truth[:, i] > 0.5
                 rows = labelled & ~np.isnan(truth[:, i])
                 out[f"auc_{name}{suffix}"] = auc(score[rows], yes[rows])
+                out[f"ece_{name}{suffix}"] = calibration_error(score[rows], yes[rows])
                 if suffix:
                     continue
-                out[f"ece_{name}"] = calibration_error(score[rows], yes[rows])
                 out |= self._worst(f"auc_{name}", _auc_of(score, yes, rows))
                 if name == "smiling":
                     net = self.smiling(self.test.images)
@@ -369,3 +374,8 @@ def _in_face(points: NDArray[np.float64], resolution: int) -> NDArray[np.float64
 
 def _rounded(value: Any) -> Any:
     return round(value, 5) if isinstance(value, float) else value
+
+
+def _column(attribute: str) -> str:
+    """An attribute's column of LFW's table, in small letters."""
+    return _COLUMNS.get(attribute, attribute.lower())

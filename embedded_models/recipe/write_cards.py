@@ -23,6 +23,7 @@ from sdflow_core.faces.checkpoint import load_model
 COMMAND = "python benchmarks/bench_embedded.py --data FOLDER --json"
 READERS_COMMAND = (
     "sdflow pretrain FACES --labels LABELS.csv --name embedded --config embedded_models/recipe/embedded.toml"
+    " --teacher FOLDER"
 )
 FIELDS = (
     "title", "trained_on", "licence", "licence_id", "intended_use", "known_failures", "seeds", "split",
@@ -66,6 +67,7 @@ def readers_of(metrics: dict[str, Any], networks: dict[str, Any]) -> dict[str, d
 
         network = networks[kind]
         out[kind] = {
+            "n": metrics["test_people_images"],
             "groups": {g: {"n": row["n"], **mine(row)} for g, row in metrics.get("groups", {}).items()},
             "worst": mine(metrics.get("worst", {})),
             "mean": mine(metrics.get("mean", {})),
@@ -97,8 +99,12 @@ def card_of(
         group: {k: v for k, v in row.items() if k == "n" or k.startswith(keep)}
         for group, row in found.items()
     }
+    card["measured_on"] = (
+        f"figures: {bench['n_test']:,} photographs of {bench['n_test_people']} test people of LFW"
+    )
     if kind in readers:
         mine = readers[kind]
+        card["measured_on"] += f"; groups and reliability: {mine['n']:,} of test people of both sets"
         card |= {
             "groups": mine.get("groups") or card["groups"],
             "worst": mine.get("worst", {}),

@@ -10,7 +10,7 @@ from sdflow_core.records.errors import ContractError
 from sdflow_core.records.store import Store
 from sdflow_core.weights.model_store import Bundle, Licences, ModelStore
 
-LICENCE_ID = "sdflow-embedded-research-1"
+LICENCE_ID = "sdflow-embedded-research-2"
 NETWORKS = ("generator", "encoder", "labeller", "prior", "judge")
 
 

@@ -18,6 +18,7 @@ __all__ = ["Figure", "age_band", "group_masks", "group_table", "psnr_db", "reade
 
 MINIMUM = 30  # photographs a group
 _CLASS_MINIMUM = 5  # labels of either class, for an AUC of a group
+_LABEL_MINIMUM = 30  # labels, for a calibration error: that of a handful is chance
 Rows = npt.NDArray[np.bool_]
 Figure = Callable[[Rows], float | None]
 
@@ -103,7 +104,7 @@ def reader_figures(
             return None if few else auc(on_photo[rows & known, a], truth[rows & known])
 
         def error(rows: Rows, a: int = a, known: Rows = known, truth: Rows = truth) -> float | None:
-            if not (rows & known).any():
+            if int((rows & known).sum()) < _LABEL_MINIMUM:
                 return None
             return calibration_error(on_photo[rows & known, a], truth[rows & known])
 
