@@ -23,7 +23,13 @@ from sdflow_core.faces.pretraining.classifiers import (
     predict,
     train_classifier,
 )
-from sdflow_core.faces.pretraining.figures import age_band, group_masks, group_table, reliability
+from sdflow_core.faces.pretraining.figures import (
+    age_band,
+    group_masks,
+    group_table,
+    reader_figures,
+    reliability,
+)
 from sdflow_core.records.errors import ContractError
 
 NAN = float("nan")
@@ -138,6 +144,7 @@ BENCH: dict[str, Any] = {
     "auc_smiling": 0.99, "worst_auc_smiling": 0.95, "worst_auc_smiling_group": "gender: man",
     "auc_smiling_second": 0.98, "ece_smiling": 0.02, "psnr_db": 22.7, "one_face_share": 1.0, "render_ms": 9.0,
     "groups": {"gender: man": {"n": 900, "auc_smiling": 0.95, "psnr_db": 22.1}},
+    "n_test": 1300, "n_test_people": 500,
 }  # fmt: skip
 METRICS: dict[str, Any] = {
     "reliability": {
@@ -147,6 +154,7 @@ METRICS: dict[str, Any] = {
     "groups": {"gender: man": {"n": 900, "psnr_db": 22.1, "auc_smiling": 0.95, "judge_auc_smiling": 0.94}},
     "worst": {"judge_auc_smiling": {"group": "gender: man", "value": 0.94}},
     "mean": {"auc_smiling": 0.96},
+    "test_people_images": 2100,
 }
 _NETWORKS = {
     kind: network(LabellerConfig(attributes=("smiling",), channels=(4, 8)))
@@ -185,6 +193,8 @@ def test_a_shown_card_has_figures_groups_and_reliability(capsys: pytest.CaptureF
         "auc_smiling",
         "gender: man",
         "900",
+        "1,300 photographs of 500 test people",
+        "2,100 of test people",
         "Reliability: smiling",
         "soft hair",
         "bench_embedded.py",
@@ -192,3 +202,13 @@ def test_a_shown_card_has_figures_groups_and_reliability(capsys: pytest.CaptureF
         assert word in said
     print_card({"kind": "old", "metrics": {"agreement": {"smiling": {"auc": 0.9886}}}})
     assert "0.9886" in capsys.readouterr().out
+
+
+def test_a_group_needs_thirty_labels_for_a_calibration_error() -> None:
+    scores = np.full((40, 1), 0.9, np.float32)
+    labels = np.full((40, 1), np.nan, np.float32)
+    labels[:30] = 1.0
+    figures = reader_figures(scores, scores, labels, ("smiling",))
+    everybody, fewer = np.ones(40, bool), np.arange(40) < 29
+    assert figures["ece_smiling"](everybody) == pytest.approx(0.1)
+    assert figures["ece_smiling"](fewer) is None  # 29 labels: what they give is chance
