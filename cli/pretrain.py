@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -40,7 +40,8 @@ def pretrain(
         typer.Option("--groups", metavar="NAMES", help="Category columns to balance and report, by commas."),
     ] = "",
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Steps of generator and encoder.")
+        int | None,
+        typer.Option("--steps", min=1, help="Of generator and encoder; the adversary joins half-way."),
     ] = None,
     config: Annotated[
         str, typer.Option("--config", metavar="FILE", help="What to train, TOML or JSON.")
@@ -67,10 +68,10 @@ def pretrain(
     if attributes:
         values["attributes"] = tuple(attributes.split(","))
     if groups:
-        values["data"] = {**values.get("data", {}), "groups": tuple(groups.split(","))}
+        values["data"] = {**_part(values, "data"), "groups": tuple(groups.split(","))}
     if steps is not None:
         values["autoencoder"] = {
-            **values.get("autoencoder", {}),
+            **_part(values, "autoencoder"),
             "steps": steps,
             "adversarial_from": steps // 2,
         }
@@ -79,7 +80,7 @@ def pretrain(
 
         values["teacher"] = teacher_digest(teacher)
     if dry_run:
-        found = _rehearsed(now, source, labels, values, sample)
+        found = _rehearsed(now, source, labels, values, sample, teacher)
         result(now, found.document(), lambda: _show_rehearsal(name, found))
         return
 
@@ -116,10 +117,27 @@ def _values(path: str) -> dict[str, Any]:
     return found
 
 
+def _part(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table of the configuration file.
+
+    Raises:
+        ContractError: It is something else.
+    """
+    from sdflow_core.records.errors import ContractError
+
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise ContractError(
+            "the configuration", expected=f"a table [{name}]", found=str(found)[:100], where=name
+        )
+    return cast(dict[str, Any], found)
+
+
 def _before(now: State, store: Store, source: str, labels: str, values: dict[str, Any]) -> None:
     """Labels, names of the files, memory: known within seconds."""
+    from sdflow_core.faces.pretraining.configuration import read_config
     from sdflow_core.faces.pretraining.material import open_material
-    from sdflow_core.faces.pretraining.rehearsal import first_look, read_config
+    from sdflow_core.faces.pretraining.rehearsal import first_look
 
     chosen = read_config(values)
     files, table_bytes = open_material(source, labels, store)
@@ -130,13 +148,18 @@ def _before(now: State, store: Store, source: str, labels: str, values: dict[str
         say(now, f"Note: {remark}.")
 
 
-def _rehearsed(now: State, source: str, labels: str, values: dict[str, Any], sample: int) -> Rehearsal:
+def _rehearsed(
+    now: State, source: str, labels: str, values: dict[str, Any], sample: int, teacher: str
+) -> Rehearsal:
     from sdflow_core.faces.detect import default_detector
+    from sdflow_core.faces.pretraining.configuration import read_config
     from sdflow_core.faces.pretraining.material import open_material
-    from sdflow_core.faces.pretraining.rehearsal import free_bytes, read_config, rehearse
+    from sdflow_core.faces.pretraining.rehearsal import free_bytes, rehearse
+    from tasks.pretrain import teacher_of
     from tasks.runtime import settings
 
     chosen = read_config(values)
+    identity = teacher_of(teacher, chosen)
     store = now.store()
     store.check_writable()
     files, table_bytes = open_material(source, labels, store)
@@ -149,6 +172,7 @@ def _rehearsed(now: State, source: str, labels: str, values: dict[str, Any], sam
         sample=sample,
         workers=settings().pixel_threads or os.cpu_count() or 1,
         show_names=True,
+        identity=identity,
     )
 
 

@@ -47,7 +47,7 @@ class _States:
 
 def pretraining_config(config: dict[str, Any] | None) -> Any:
     """What to train, from plain values; the defaults when there are none."""
-    from sdflow_core.faces.pretraining.rehearsal import read_config
+    from sdflow_core.faces.pretraining.configuration import read_config
 
     return read_config(config)
 
@@ -61,10 +61,10 @@ def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher
     from sdflow_core.faces.pretraining.diary import Diary
     from sdflow_core.faces.pretraining.material import open_material
     from sdflow_core.faces.pretraining.rehearsal import first_look
-    from sdflow_core.faces.pretraining.run import pretrain
+    from sdflow_core.faces.pretraining.run import pretrain, what_is_learned
 
     store, detector = run.store, default_detector()
-    identity = _teacher(teacher, config.teacher)
+    identity = teacher_of(teacher, config)
     files, table = open_material(source, labels, store)
     look, known = first_look([name for name, _ in files], table, config)
     faces = load_faces(
@@ -83,7 +83,10 @@ def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher
     recipe = run.using(Recipe(document))
     # the array's own memory is hashed: a copy of it could be all there is left
     pixels = hashlib.sha256(faces.images.data.cast("B")).hexdigest()
-    root = f"private/pretraining/{row_key(recipe, [sha256_hex(canonical_json([pixels, sha256_hex(table)]))])}"
+    # the split and the labels of each picture too: files moved into folders are other people, and a state
+    # that learned from the old ones must not go on
+    learned = sha256_hex(canonical_json([pixels, sha256_hex(table), what_is_learned(faces)]))
+    root = f"private/pretraining/{row_key(recipe, [learned])}"
     states = _States(store, root)
     diary = Diary(states)
     try:
@@ -124,12 +127,13 @@ def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher
     }
 
 
-def _teacher(folder: str, digest: str) -> Any:
+def teacher_of(folder: str, config: Any) -> Any:
     """The network that tells people apart, if the configuration names one.
 
     Raises:
         ContractError: It is not there, or another one.
     """
+    digest = config.teacher
     if not digest:
         return None
     from sdflow_core.faces.pretraining.faceres import IdentityTeacher, teacher_digest
@@ -137,6 +141,10 @@ def _teacher(folder: str, digest: str) -> Any:
     found = teacher_digest(folder) if folder else "no folder"
     if found != digest:
         raise ContractError(
-            "the network that tells people apart", expected=f"sha256 {digest}", found=found, where=folder
+            "the network that tells people apart",
+            expected=f"sha256 {digest}",
+            found=found,
+            where=folder,
+            todo="name its folder with --teacher, or take `teacher` out of the configuration",
         )
     return IdentityTeacher(folder, settings().device)

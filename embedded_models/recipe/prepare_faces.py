@@ -6,8 +6,8 @@ Usage: `python embedded_models/recipe/prepare_faces.py --lfw lfw.tar --lfw-attri
 Writes FOLDER/faces/lfw/<person>/<file>, FOLDER/faces/utkface_<file> and FOLDER/labels.csv. Both sets show
 real people and are for research alone: FOLDER must lie outside of this repository. Then:
 
-    sdflow pretrain FOLDER/faces --labels FOLDER/labels.csv --name faces --groups gender,age_band,race
-        --attributes smiling,eyeglasses,male,young,beard,bald,receding_hairline,mouth_open,gray_hair
+    sdflow pretrain FOLDER/faces --labels FOLDER/labels.csv --name embedded
+        --config embedded_models/recipe/embedded.toml --teacher MODELS
 
 UTKFace lies flat: there, a file is a person of its own. LFW keeps a folder a person.
 """

@@ -13,10 +13,11 @@ from sdflow_core.faces.generator import GeneratorConfig
 from sdflow_core.faces.labeller import Labeller, LabellerConfig
 from sdflow_core.faces.pretraining.adversary import Adversary, AdversaryConfig, augmented
 from sdflow_core.faces.pretraining.autoencoder import AutoencoderConfig, AutoencoderTraining
+from sdflow_core.faces.pretraining.calibration import held_out
 from sdflow_core.faces.pretraining.classifiers import auc, calibration_error
 from sdflow_core.faces.pretraining.data import DataConfig, FaceSet, part_of, person_of, read_labels
 from sdflow_core.faces.pretraining.diary import Diary, drawn
-from sdflow_core.faces.pretraining.run import PretrainConfig, pretrain
+from sdflow_core.faces.pretraining.run import PretrainConfig, pretrain, what_is_learned
 from sdflow_core.records.errors import ContractError
 
 TINY = AutoencoderConfig(
@@ -182,6 +183,52 @@ def test_a_training_that_diverges_stops_at_its_last_good_checkpoint(monkeypatch:
     seen: list[int] = []
     pretrain(faces, config, kept, lambda what, done, _: seen.append(done) if what == "autoencoder" else None)
     assert seen == [3, 4, 5, 6]
+
+
+def test_a_damaged_state_is_named_and_can_be_deleted() -> None:
+    rng = np.random.default_rng(1)
+    faces = FaceSet(
+        noise(800), rng.random((800, 1)).astype(np.float32), ("a",), np.arange(800) % 3,
+        tuple(f"{i}.png" for i in range(800)), {},
+    )  # fmt: skip
+    config = PretrainConfig(
+        attributes=("a",),
+        feature_steps=2,
+        labeller_steps=1,
+        judge_steps=1,
+        prior_factors=16,
+        autoencoder=TINY,
+    )
+    kept = Kept()
+    pretrain(faces, config, kept, lambda *_: None)
+    for name in ("features", "autoencoder"):
+        whole = kept[name]
+        kept[name] = whole[: len(whole) // 2]
+        with pytest.raises(ContractError, match=rf"{name}\.bin.*delete the file"):
+            pretrain(faces, config, kept, lambda *_: None)
+        del kept[name]
+        pretrain(faces, config, kept, lambda *_: None)
+
+
+def test_another_split_is_another_training() -> None:
+    def faces(names: list[str], part: np.ndarray, **options: Any) -> FaceSet:
+        scores = np.linspace(0, 1, 12, dtype=np.float32)[:, None]
+        return FaceSet(noise(12), scores, ("a",), part, tuple(names), {}, **options)
+
+    flat = [f"{i:02d}.png" for i in range(12)]
+    part = np.arange(12) % 3
+    known = what_is_learned(faces(flat, part))
+    assert known == what_is_learned(faces(list(flat), part.copy()))
+    assert known != what_is_learned(faces(flat, part[::-1].copy()))
+    # the same people to labeller, judge and test, others to calibration
+    folders = next(
+        names
+        for seed in range(100)
+        for names in ([f"p{seed + i:03d}/{i:02d}.png" for i in range(12)],)
+        if (held_out([person_of(n) for n in names]) != held_out(flat)).any()
+    )
+    assert known != what_is_learned(faces(folders, part))
+    assert known != what_is_learned(faces(flat, part, groups={"side": ("left",) * 12}))
 
 
 def test_people_stay_on_one_side() -> None:

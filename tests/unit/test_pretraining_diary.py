@@ -86,6 +86,16 @@ def test_a_diary_goes_on_where_a_killed_run_left_its_checkpoint() -> None:
     assert again.history("autoencoder")[1] == {"loss": [10, 20, 30, 40, 50, 60], "fool": [50, 60]}
 
 
+def test_a_torn_history_costs_its_torn_line_only() -> None:
+    drawer = Drawer()
+    diary = Diary(drawer, every=1)
+    for step in (1, 2, 3):
+        diary.note("autoencoder", step, {"loss": 1.0})
+    diary.close()
+    drawer[HISTORY] = drawer[HISTORY][:-20]
+    assert [line["step"] for line in Diary(drawer).lines] == [1, 2]
+
+
 def test_a_loss_that_is_not_finite_is_written_down_at_once() -> None:
     drawer = Drawer()
     diary = Diary(drawer)

@@ -14,6 +14,7 @@ from PIL import Image
 import cli.main as command
 from sdflow_core.faces.networks import Networks, to_uint8
 from sdflow_core.faces.pretraining import rehearsal
+from sdflow_core.faces.pretraining.people import TEST_PART, part_of
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.objects import Store, open_store
 from sdflow_core.weights.embedded import install_embedded
@@ -116,6 +117,13 @@ def test_wrong_labels_and_folders_end_a_dry_run_with_one_message(
     assert "no such label CSV" in rehearsed(capsys, folder, labels=tmp_path / "none.csv")
     assert "no file" in rehearsed(capsys, folder, labels=folder)
     assert "does not exist" in rehearsed(capsys, folder, people=tmp_path / "none")
+    lines = (folder / "labels.csv").read_text().splitlines()
+    table.write_text("\n".join(lines[:101]))
+    message = rehearsed(capsys, folder, labels=table)
+    assert "64 labelled pictures for the judge" in message and " for the labeller" in message
+    taught = [line for line in lines[1:] if part_of(line.split(",")[0]) != TEST_PART]
+    table.write_text("\n".join(lines[:1] + taught))
+    assert "0 for the test" in rehearsed(capsys, folder, labels=table)
     few = tmp_path / "few"
     few.mkdir()
     (few / "person 0001.jpg").hardlink_to(folder / "1.jpg")
@@ -138,7 +146,17 @@ def test_wrong_configurations_end_a_dry_run_with_one_message(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for text, part in (
-        ('{"stepz": 3}', "stepz"),
+        ('{"stepz": 3}', "one of attributes, data, feature_steps"),
+        ('{"autoencoder": {"adversary": {"stepz": 3}}}', "one of channels, learning_rate"),
+        ('{"autoencoder": {"steps": 0}}', "autoencoder.steps"),
+        ('{"autoencoder": {"batch": 1}}', "autoencoder.batch"),
+        ('{"autoencoder": {"lr_generator": NaN}}', "autoencoder.lr_generator"),
+        ('{"autoencoder": {"adversary": {"every": 0}}}', "autoencoder.adversary.every"),
+        ('{"autoencoder": {"generator": {"resolution": 63}}}', "power of two"),
+        ('{"data": {"minimum": 10}}', "at least 500"),
+        ('{"data": 3}', "a table [data]"),
+        ('{"checkpoint_every": 0}', "checkpoint_every"),
+        ('{"teacher": "abc"}', "--teacher"),
         ('{"autoencoder": {"steps": "many"}}', "autoencoder.steps"),
         ('{"data": {"template_scale": 0}}', "data.template_scale"),
         ('{"attributes": []}', "at least one"),
@@ -148,7 +166,7 @@ def test_wrong_configurations_end_a_dry_run_with_one_message(
     ):
         wrong = tmp_path / "wrong.json"
         wrong.write_text(text)
-        assert part in rehearsed(capsys, folder, config=wrong)
+        assert part in rehearsed(capsys, folder, "--groups", "race", config=wrong)
     assert "no such configuration" in rehearsed(capsys, folder, config=tmp_path / "none.toml")
 
 

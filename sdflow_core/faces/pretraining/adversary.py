@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
@@ -30,13 +31,13 @@ class AdversaryConfig(NetworkConfig):
         grow_images: Real pictures it takes for the probability of augmentation to go from 0 to 1.
     """
 
-    channels: tuple[int, ...] = (32, 64, 96, 128, 128)
-    learning_rate: float = 1e-3
-    r1: float = 0.25
-    r1_every: int = 16
-    every: int = 2
-    aim: float = 0.6
-    grow_images: int = 100_000
+    channels: tuple[PositiveInt, ...] = (32, 64, 96, 128, 128)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, allow_inf_nan=False)
+    r1: float = Field(default=0.25, ge=0, allow_inf_nan=False)
+    r1_every: int = Field(default=16, ge=1)
+    every: int = Field(default=2, ge=1)
+    aim: float = Field(default=0.6, ge=-1, le=1)
+    grow_images: int = Field(default=100_000, ge=1)
 
 
 def augmented(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
@@ -27,6 +28,7 @@ from sdflow_core.faces.prior import Prior
 from sdflow_core.records.errors import ContractError
 
 Progress = Callable[[int, int, dict[str, float]], None]
+LEAST_IMAGES = 500
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -76,24 +78,36 @@ class AutoencoderConfig(NetworkConfig):
     )
     encoder: EncoderConfig = EncoderConfig()
     adversary: AdversaryConfig = AdversaryConfig()
-    steps: int = 6000
-    adversarial_from: int = 3000
-    batch: int = 16
-    lr_generator: float = 3e-3
-    lr_encoder: float = 1e-3
-    fall: float = 0.3
-    weight_pixel: float = 4.0
-    weight_pyramid: float = 2.0
-    weight_features: float = 1.0
-    weight_identity: float = 1.0
-    identity_from: int = 0
-    identity_share: float = 1.0
-    weight_matching: float = 1.0
-    weight_adversarial: float = 0.3
-    weight_w: float = 5e-4
-    prior_truncation: float = 0.9
-    ema_half_life: int = 600
+    steps: int = Field(default=6000, ge=1)
+    adversarial_from: int = Field(default=3000, ge=0)
+    batch: int = Field(default=16, ge=2)
+    lr_generator: float = Field(default=3e-3, gt=0, le=1, allow_inf_nan=False)
+    lr_encoder: float = Field(default=1e-3, gt=0, le=1, allow_inf_nan=False)
+    fall: float = Field(default=0.3, ge=0, le=1)
+    weight_pixel: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    weight_pyramid: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    weight_features: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    weight_identity: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    identity_from: int = Field(default=0, ge=0)
+    identity_share: float = Field(default=1.0, gt=0, le=1)
+    weight_matching: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    weight_adversarial: float = Field(default=0.3, ge=0, allow_inf_nan=False)
+    weight_w: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
+    prior_truncation: float = Field(default=0.9, gt=0, le=1.5)
+    ema_half_life: int = Field(default=600, ge=1)
     seed: int = 0
+
+    @field_validator("generator")
+    @classmethod
+    def _generator_that_can_be(cls, value: GeneratorConfig) -> GeneratorConfig:
+        side = value.resolution
+        if side < 8 or side & (side - 1):
+            raise ValueError(f"resolution: expected a power of two from 8 on, found {side}")
+        if min(value.style_dim, value.channel_max, value.channels(side)) < 1:
+            raise ValueError("style_dim, channel_base and channel_max: too small for one channel")
+        if value.mapping_layers:
+            raise ValueError("mapping_layers: expected 0, the prior is fitted to the codes")
+        return value
 
 
 class AutoencoderTraining:
@@ -125,8 +139,10 @@ class AutoencoderTraining:
         inside: npt.NDArray[np.bool_] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        if len(images) < 500:
-            raise ContractError("images to pretrain on", expected="at least 500", found=len(images))
+        if len(images) < LEAST_IMAGES:
+            raise ContractError(
+                "images to pretrain on", expected=f"at least {LEAST_IMAGES}", found=len(images)
+            )
         if weights is not None and (
             weights.shape != (len(images),) or not np.isfinite(weights).all() or weights.min() < 0
         ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,16 @@ from sdflow_core.faces.detect import Detector, Face
 from sdflow_core.faces.networks import to_tensor
 from sdflow_core.faces.pretraining.duplicates import find_duplicates
 from sdflow_core.faces.pretraining.labels import LabelTable, match_labels, read_label_table, read_labels
+from sdflow_core.faces.pretraining.people import (
+    JUDGE_PART,
+    LABELLER_PART,
+    TEST_PART,
+    check_parts,
+    check_teachers,
+    part_of,
+    person_of,
+    together,
+)
 from sdflow_core.records.errors import AccessError, ContractError
 from sdflow_core.streaming import Stage, streaming
 
@@ -39,7 +48,6 @@ __all__ = [
     "read_labels",
 ]
 
-LABELLER_PART, JUDGE_PART, TEST_PART = 0, 1, 2
 _NEAR_DUPLICATE = "the same photograph as another file"
 _RIVAL_SIZE, _RIVAL_DISTANCE = 0.5, 0.5  # of two faces about as central, none is the one that is meant
 Pixels = npt.NDArray[np.uint8]
@@ -86,6 +94,7 @@ class FaceSet:
             all crops lie inside. `inside` makes masks of it.
         groups: Category column -> N values, "" where unknown.
         remarks: What is no error but should be known; names no file.
+        people: N persons; those whose pictures may be one photograph are one. Private, as the names.
     """
 
     images: Pixels
@@ -98,11 +107,14 @@ class FaceSet:
     frames: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4, 2), np.float32))
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     remarks: tuple[str, ...] = ()
+    people: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Faces that were not cut out of a picture overhang nowhere."""
+        """Faces that were not cut out of a picture overhang nowhere; without people, the names tell them."""
         if not len(self.overhang):
             object.__setattr__(self, "overhang", np.zeros(len(self.images), np.float32))
+        if not self.people:
+            object.__setattr__(self, "people", tuple(person_of(name) for name in self.names))
 
     def tensor(self, index: npt.NDArray[np.int64] | Tensor) -> Tensor:
         """Rows as float images [B, 3, H, W] in [-1, 1]."""
@@ -115,17 +127,6 @@ class FaceSet:
         if not len(self.frames):
             return np.ones((len(rows), size, size), bool)
         return _inside(self.frames[rows].astype(np.float64), size)
-
-
-def person_of(name: str) -> str:
-    """The person a file shows: its folder, or the file itself where files lie flat."""
-    return name.rsplit("/", 2)[-2] if name.count("/") >= 1 else name
-
-
-def part_of(person: str) -> int:
-    """55 % of people teach the labeller, 35 % the judge, 10 % are the test; by hash, so it never moves."""
-    bucket = int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) % 100
-    return LABELLER_PART if bucket < 55 else JUDGE_PART if bucket < 90 else TEST_PART
 
 
 def bytes_in_memory(count: int, size: int) -> int:
@@ -252,11 +253,11 @@ def load_faces(
     for place, row in enumerate(kept):  # moved up one by one: a copy of the whole would take twice the memory
         if place != row:
             images[place] = images[row]
-    people = _together([person_of(name) for name in names], twice.kin)
+    people = together([person_of(name) for name in names], twice.kin)
     labelled = [matching.label_of.get(names[row]) for row in kept]
     _check_count(len(kept), sum(x is not None for x in labelled), bool(table.scores), config.minimum, dropped)
     part = np.array([part_of(people[row]) for row in kept])
-    _check_parts(part, len({people[row] for row in kept}))
+    check_parts(part, len({people[row] for row in kept}))
     check_teachers(int((part != TEST_PART).sum()), config.minimum)
     unknown = [float("nan")] * len(attributes)
     nothing = ("",) * len(table.groups)
@@ -273,6 +274,7 @@ def load_faces(
         np.array([frames[row] for row in kept], np.float32),
         {name: tuple(row[i] for row in values) for i, name in enumerate(table.groups)},
         (*matching.remarks(table), *table.remarks()),
+        tuple(people[row] for row in kept),
     )
 
 
@@ -318,22 +320,6 @@ def _table(labels: dict[str, list[float]], attributes: tuple[str, ...]) -> Label
     )
 
 
-def _together(people: list[str], kin: npt.NDArray[np.int64]) -> list[str]:
-    """People whose pictures may be one photograph get one name: the first of theirs in the alphabet."""
-    leader: dict[str, str] = {}
-
-    def of(name: str) -> str:
-        while name in leader:
-            name = leader[name]
-        return name
-
-    for a, b in kin:
-        first, second = sorted((of(people[a]), of(people[b])))
-        if first != second:
-            leader[second] = first
-    return [of(name) for name in people]
-
-
 def _check_count(faces: int, labelled: int, wanted: bool, minimum: int, dropped: Counter[str]) -> None:
     if faces >= minimum and (labelled or not wanted):
         return
@@ -344,28 +330,3 @@ def _check_count(faces: int, labelled: int, wanted: bool, minimum: int, dropped:
         found=f"{faces} faces, {labelled} labelled; dropped: {reasons or 'none'}",
         todo="add pictures, or see whether the source is the right folder",
     )
-
-
-def check_teachers(count: int, minimum: int) -> None:
-    """Enough pictures must be left to learn from when those of the test people are taken away.
-
-    Raises:
-        ContractError: There are fewer.
-    """
-    if count < minimum:
-        raise ContractError(
-            "too little to train on",
-            expected=f"at least {minimum} pictures of people who are not kept for the test",
-            found=count,
-            todo="add pictures: one person of ten is kept for the test",
-        )
-
-
-def _check_parts(part: npt.NDArray[np.int64], people: int) -> None:
-    if len(np.unique(part)) < 3:
-        raise ContractError(
-            "the pictures cannot be split by person",
-            expected="people for the labeller, for the judge and for the test",
-            found=f"{people} people: a folder is a person, a file that lies flat one of its own",
-            todo="name the folder that holds the people's folders, or lay the files flat",
-        )

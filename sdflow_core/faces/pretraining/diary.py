@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -61,7 +62,8 @@ class Diary:
         self._open: dict[str, _Sum] = {}
         self._unwritten: dict[str, int] = {}  # stage -> its latest step
         for line in (drawer.find(HISTORY) or b"").splitlines():
-            self.lines.append(json.loads(line))
+            with suppress(ValueError):  # a torn line of the history costs nothing but itself
+                self.lines.append(json.loads(line))
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what a stage did after `step`: a killed run does it again."""

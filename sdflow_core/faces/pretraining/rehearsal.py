@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from sdflow_core.faces.decode import Rejected
 from sdflow_core.faces.detect import Detector
+from sdflow_core.faces.pretraining.calibration import held_out
+from sdflow_core.faces.pretraining.configuration import unused
 from sdflow_core.faces.pretraining.data import (
     TEST_PART,
     AlignedFace,
@@ -34,6 +35,7 @@ from sdflow_core.faces.pretraining.data import (
 from sdflow_core.faces.pretraining.duplicates import find_duplicates
 from sdflow_core.faces.pretraining.labels import LabelTable, match_labels, read_label_table
 from sdflow_core.faces.pretraining.material import File
+from sdflow_core.faces.pretraining.people import check_labels, check_parts
 from sdflow_core.records.errors import AccessError, ContractError
 from sdflow_core.records.objects import LocalStore, Store
 from sdflow_core.streaming import Stage, streaming
@@ -99,32 +101,6 @@ class Rehearsal:
         return {**asdict(self), "total_seconds": self.total_seconds, "estimate": in_words(self.total_seconds)}
 
 
-def read_config(values: dict[str, Any] | None) -> Any:
-    """A `PretrainConfig` from plain values; the defaults where there are none.
-
-    Raises:
-        ContractError: An unknown name or a value that cannot be; says which.
-    """
-    from sdflow_core.faces.pretraining.run import PretrainConfig
-
-    try:
-        config = PretrainConfig.model_validate(values or {})
-    except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        raise ContractError(
-            "the configuration of the pretraining",
-            expected=wrong["msg"],
-            found=str(wrong["input"])[:100],
-            where=".".join(str(part) for part in wrong["loc"]) or "the whole",
-        ) from None
-    unfit = [name for name in (*config.attributes, *config.data.groups) if not name.isidentifier()]
-    if unfit or not config.attributes:
-        raise ContractError(
-            "attribute names", expected="at least one, plain words", found=unfit or "no attribute"
-        )
-    return config
-
-
 def first_look(
     names: Sequence[str], labels: bytes, config: Any, *, show_names: bool = False
 ) -> tuple[FirstLook, LabelTable]:
@@ -137,7 +113,8 @@ def first_look(
         show_names: Errors quote names of files.
 
     Raises:
-        ContractError: See `read_label_table` and `match_labels`; too few files; too little memory.
+        ContractError: See `read_label_table` and `match_labels`; too few files, or labels for labeller,
+            judge or test; too little memory.
     """
     table = read_label_table(labels, config.attributes, config.data.groups)
     minimum = config.data.minimum
@@ -150,13 +127,19 @@ def first_look(
         )
     check_teachers(_teachers(names), minimum)
     matching = match_labels(names, table, show_names=show_names)
+    people = [person_of(name) for name in names]
+    part = np.array([part_of(person) for person in people])
+    check_parts(part, len(set(people)))
+    labels_of = [table.scores.get(matching.label_of.get(name, ""), []) for name in names]
+    labelled = np.array([any(not math.isnan(value) for value in row) for row in labels_of])
+    check_labels(part, held_out(people), labelled)
     look = FirstLook(
         len(names),
         len(table.scores),
         len(matching.label_of),
-        len({person_of(name) for name in names}),
+        len(set(people)),
         bytes_in_memory(len(names), config.autoencoder.generator.resolution),
-        (*matching.remarks(table, show_names=show_names), *table.remarks()),
+        (*matching.remarks(table, show_names=show_names), *table.remarks(), *unused(config)),
     )
     # the pictures, and once more as the generator renders them
     need, there = 2 * look.memory_bytes + _BESIDE_BYTES, available_memory_bytes()
@@ -181,6 +164,7 @@ def rehearse(
     patience_seconds: float = 6.0,
     workers: int = 1,
     show_names: bool = False,
+    identity: Any = None,
 ) -> Rehearsal:
     """Check everything, and measure how long it will take.
 
@@ -194,6 +178,7 @@ def rehearse(
         patience_seconds: After which no further step of a phase is timed.
         workers: Threads that decode and align, as in the training itself.
         show_names: Errors quote names of files.
+        identity: The network that tells people apart, as in the training; it takes most of a step.
 
     Raises:
         ContractError: With the one thing that is wrong.
@@ -208,7 +193,7 @@ def rehearse(
     seconds = {"reading": per_picture * len(files)}
     images = np.resize(crops, (_ENOUGH_ROWS, *crops.shape[1:]))
     rows = round(len(files) * len(crops) / len(chosen))
-    checkpoint_bytes, timed = _time_training(images, config, patience_seconds, rows, free)
+    checkpoint_bytes, timed = _time_training(images, config, patience_seconds, rows, free, identity)
     seconds |= timed
     return Rehearsal(
         look, len(chosen), len(crops), dropped, float(np.mean(overhang)), checkpoint_bytes, free, seconds
@@ -303,7 +288,12 @@ def _check_usable(usable: int, sampled: int, files: int, minimum: int, dropped: 
 
 
 def _time_training(
-    images: npt.NDArray[np.uint8], config: Any, patience: float, rows: int, free: int | None
+    images: npt.NDArray[np.uint8],
+    config: Any,
+    patience: float,
+    rows: int,
+    free: int | None,
+    identity: Any,
 ) -> tuple[int, dict[str, float]]:
     """The size of a checkpoint, and the seconds of each stage."""
     import torch
@@ -318,7 +308,9 @@ def _time_training(
         )
         labeller, judge = channels_last(Labeller(reader)), channels_last(JudgeNetwork(reader))
         try:
-            training = AutoencoderTraining(images, labeller.eval().requires_grad_(False), config.autoencoder)
+            training = AutoencoderTraining(
+                images, labeller.eval().requires_grad_(False), config.autoencoder, identity=identity
+            )
             training.step()  # from now on the optimisers have their states
         except (RuntimeError, ValueError) as error:  # torch's words for sizes that do not fit each other
             raise ContractError(

@@ -5,19 +5,23 @@ Metrics are taken on people nobody learned from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field, field_validator
 from torch import nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
 from sdflow_core.faces.labeller import AttributeNetwork, JudgeNetwork, Labeller, LabellerConfig
 from sdflow_core.faces.networks import to_tensor, to_uint8
 from sdflow_core.faces.pretraining.autoencoder import (
+    LEAST_IMAGES,
     AutoencoderConfig,
     AutoencoderTraining,
     Identity,
@@ -31,7 +35,6 @@ from sdflow_core.faces.pretraining.data import (
     TEST_PART,
     DataConfig,
     FaceSet,
-    person_of,
 )
 from sdflow_core.faces.pretraining.diary import Diary, drawn
 from sdflow_core.faces.pretraining.figures import (
@@ -42,9 +45,11 @@ from sdflow_core.faces.pretraining.figures import (
     reader_figures,
     reliability,
 )
+from sdflow_core.faces.pretraining.people import check_labels
 from sdflow_core.faces.pretraining.sampling import sampling_weights
 from sdflow_core.faces.prior import Prior
 from sdflow_core.records.errors import ContractError
+from sdflow_core.records.keys import canonical_json
 
 Progress = Callable[[str, int, int], None]
 
@@ -55,8 +60,8 @@ class PretrainConfig(NetworkConfig):
     Attributes:
         attributes: Outputs of labeller and judge.
         data: Which pictures teach, and how often each is drawn.
-        feature_steps: Steps of the network whose features serve as perceptual distance; it learns all columns
-            of the label CSV.
+        feature_steps: Steps of the network whose features serve as perceptual distance; it learns
+            the same attributes.
         autoencoder: Generator and encoder.
         teacher: sha256 of the network that tells people apart (`faceres.teacher_digest`); empty: none.
         labeller_steps: Steps of fine-tuning on photographs and reconstructions in turn.
@@ -67,13 +72,20 @@ class PretrainConfig(NetworkConfig):
 
     attributes: tuple[str, ...] = ("smiling", "young", "male", "eyeglasses")
     data: DataConfig = DataConfig()
-    feature_steps: int = 3000
+    feature_steps: int = Field(default=3000, ge=1)
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     teacher: str = ""
-    labeller_steps: int = 1200
-    judge_steps: int = 3000
-    prior_factors: int = 256
-    checkpoint_every: int = 500
+    labeller_steps: int = Field(default=1200, ge=1)
+    judge_steps: int = Field(default=3000, ge=1)
+    prior_factors: int = Field(default=256, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+
+    @field_validator("data")
+    @classmethod
+    def _enough(cls, value: DataConfig) -> DataConfig:
+        if value.minimum < LEAST_IMAGES:
+            raise ValueError(f"minimum: expected at least {LEAST_IMAGES}, which generator and encoder need")
+        return value
 
 
 class Checkpoint(Protocol):
@@ -116,7 +128,7 @@ def train_features(faces: FaceSet, config: PretrainConfig, progress: Progress) -
 
 
 def _calibrates(faces: FaceSet) -> npt.NDArray[np.bool_]:
-    return held_out([person_of(name) for name in faces.names])
+    return held_out(list(faces.people))
 
 
 def _labelled(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -244,16 +256,22 @@ def pretrain(
         device: Of generator and encoder.
 
     Raises:
-        ContractError: An attribute without labels, or a training that diverged.
+        ContractError: An attribute without labels, too few labelled rows of a part, a state that cannot be
+            read, or a training that diverged.
     """
     from sdflow_core.faces.checkpoint import load_model, save_model
 
     unknown = [name for name in config.attributes if name not in faces.attributes]
     if unknown:
         raise ContractError("attributes to learn", expected=faces.attributes, found=unknown)
+    index = [faces.attributes.index(name) for name in config.attributes]
+    check_labels(faces.part, _calibrates(faces), _labelled(faces.scores[:, index]))
     saved = checkpoint.get("features")
-    features = load_model(saved) if saved else train_features(faces, config, progress)
-    if not saved:
+    if saved:
+        with _readable("features"):
+            features = load_model(saved)
+    else:
+        features = train_features(faces, config, progress)
         checkpoint.put("features", save_model(features))
     features = channels_last(features)
     rows = faces.part != TEST_PART
@@ -272,7 +290,8 @@ def pretrain(
     )
     state = checkpoint.get("autoencoder")
     if state:
-        training.restore(state)
+        with _readable("autoencoder"):
+            training.restore(state)
     if diary is not None:
         diary.rewind("autoencoder", training.done)
     total = config.autoencoder.steps
@@ -296,3 +315,29 @@ def pretrain(
         "judge": judge,
     }
     return Pretrained(networks, measure(faces, networks, config.attributes))
+
+
+def what_is_learned(faces: FaceSet) -> str:
+    """sha256 of all that a training learns from beside the pixels: who is on which side, labels, groups.
+
+    Names of files tell only through the split: files that are renamed within their person change nothing.
+    """
+    found = hashlib.sha256()
+    for array in (faces.part, _calibrates(faces), faces.scores):
+        found.update(np.ascontiguousarray(array).tobytes())
+    found.update(canonical_json([list(faces.attributes), faces.groups]))
+    return found.hexdigest()
+
+
+@contextmanager
+def _readable(state: str) -> Generator[None]:
+    """What any reader may say of a damaged state, as one error that tells what to do."""
+    try:
+        yield
+    except Exception as error:  # torch, zip, pickle and safetensors each have words of their own
+        raise ContractError(
+            "a state of the training cannot be read",
+            found=(str(error).splitlines() or [type(error).__name__])[0][:200],
+            where=f"{state}.bin",
+            todo="delete the file: this stage is then done again from its start",
+        ) from error
