@@ -41,7 +41,11 @@ def pretrain(
     ] = "",
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Of generator and encoder; the adversary joins half-way."),
+        typer.Option(
+            "--steps",
+            min=1,
+            help="Of generator and encoder; sets adversarial_from of the configuration to half of them.",
+        ),
     ] = None,
     config: Annotated[
         str, typer.Option("--config", metavar="FILE", help="What to train, TOML or JSON.")
@@ -173,6 +177,7 @@ def _rehearsed(
         workers=settings().pixel_threads or os.cpu_count() or 1,
         show_names=True,
         identity=identity,
+        device=settings().device,
     )
 
 

@@ -33,6 +33,10 @@ class _States:
         """The last state, if any."""
         return self.find(f"{name}.bin")
 
+    def where(self, name: str) -> str:
+        """The address of a state."""
+        return self.store.url(f"{self.root}/{name}.bin")
+
     def keep(self, name: str, data: bytes) -> None:
         """Replace a file."""
         self.store.put(f"{self.root}/{name}", data)
@@ -61,7 +65,7 @@ def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher
     from sdflow_core.faces.pretraining.diary import Diary
     from sdflow_core.faces.pretraining.material import open_material
     from sdflow_core.faces.pretraining.rehearsal import first_look
-    from sdflow_core.faces.pretraining.run import pretrain, what_is_learned
+    from sdflow_core.faces.pretraining.run import pretrain
 
     store, detector = run.store, default_detector()
     identity = teacher_of(teacher, config)
@@ -81,12 +85,7 @@ def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher
         "pretrain", VERSIONS["pretrain"], as_recipe(config), {"detector": detector.digest}
     )
     recipe = run.using(Recipe(document))
-    # the array's own memory is hashed: a copy of it could be all there is left
-    pixels = hashlib.sha256(faces.images.data.cast("B")).hexdigest()
-    # the split and the labels of each picture too: files moved into folders are other people, and a state
-    # that learned from the old ones must not go on
-    learned = sha256_hex(canonical_json([pixels, sha256_hex(table), what_is_learned(faces)]))
-    root = f"private/pretraining/{row_key(recipe, [learned])}"
+    root = folder_of(recipe, faces, table)
     states = _States(store, root)
     diary = Diary(states)
     try:
@@ -125,6 +124,25 @@ def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher
         "memory_bytes": faces.images.nbytes,
         "diary": store.url(root),
     }
+
+
+def folder_of(recipe: str, faces: Any, table: bytes) -> str:
+    """Where the states of a training lie: another place for all that would make another training.
+
+    The split and the labels of each picture count too: files moved into folders are other people, and a state
+    that learned from people of the new test must not go on.
+
+    Args:
+        recipe: Its key.
+        faces: `FaceSet`.
+        table: The label CSV.
+    """
+    from sdflow_core.faces.pretraining.run import what_is_learned
+
+    # the array's own memory is hashed: a copy of it could be all there is left
+    pixels = hashlib.sha256(faces.images.data.cast("B")).hexdigest()
+    learned = sha256_hex(canonical_json([pixels, sha256_hex(table), what_is_learned(faces)]))
+    return f"private/pretraining/{row_key(recipe, [learned])}"
 
 
 def teacher_of(folder: str, config: Any) -> Any:

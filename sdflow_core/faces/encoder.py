@@ -9,6 +9,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
@@ -26,11 +27,11 @@ class EncoderConfig(NetworkConfig):
         hidden: Width of the layer between the 4x4 features and the codes.
     """
 
-    resolution: int = 64
-    num_rows: int = 10
-    style_dim: int = 128
-    channels: tuple[int, ...] = (32, 64, 96, 128, 160)
-    hidden: int = 320
+    resolution: PositiveInt = 64
+    num_rows: PositiveInt = 10
+    style_dim: PositiveInt = 128
+    channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 96, 128, 160), min_length=1)
+    hidden: PositiveInt = 320
 
 
 class DownBlock(nn.Module):

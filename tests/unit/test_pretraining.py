@@ -17,7 +17,7 @@ from sdflow_core.faces.pretraining.calibration import held_out
 from sdflow_core.faces.pretraining.classifiers import auc, calibration_error
 from sdflow_core.faces.pretraining.data import DataConfig, FaceSet, part_of, person_of, read_labels
 from sdflow_core.faces.pretraining.diary import Diary, drawn
-from sdflow_core.faces.pretraining.run import PretrainConfig, pretrain, what_is_learned
+from sdflow_core.faces.pretraining.run import PretrainConfig, _readable, pretrain, what_is_learned
 from sdflow_core.records.errors import ContractError
 
 TINY = AutoencoderConfig(
@@ -54,6 +54,9 @@ class Kept(dict[str, bytes]):
         self[name] = data
 
     keep, find = put, dict[str, bytes].get
+
+    def where(self, name: str) -> str:
+        return f"somewhere/{name}.bin"
 
 
 @pytest.mark.slow
@@ -204,10 +207,44 @@ def test_a_damaged_state_is_named_and_can_be_deleted() -> None:
     for name in ("features", "autoencoder"):
         whole = kept[name]
         kept[name] = whole[: len(whole) // 2]
-        with pytest.raises(ContractError, match=rf"{name}\.bin.*delete the file"):
+        with pytest.raises(ContractError, match=rf"somewhere/{name}\.bin.*delete the file") as refused:
             pretrain(faces, config, kept, lambda *_: None)
+        assert "import the model" not in str(refused.value), "no model was imported"
         del kept[name]
         pretrain(faces, config, kept, lambda *_: None)
+
+
+def test_a_state_that_memory_does_not_hold_is_not_called_damaged() -> None:
+    for kind in (MemoryError, torch.OutOfMemoryError):
+        with pytest.raises(kind), _readable("autoencoder.bin"):
+            raise kind("no room")
+
+
+def test_what_cannot_come_to_its_end_is_refused_before_anything_is_learned() -> None:
+    def faces(count: int, labelled: int) -> FaceSet:
+        scores = np.full((count, 1), np.nan, np.float32)
+        scores[:labelled] = 0.5
+        names = tuple(f"{i}.png" for i in range(count))
+        return FaceSet(
+            np.zeros((count, 64, 64, 3), np.uint8), scores, ("a",), np.arange(count) % 3, names, {}
+        )
+
+    for given, options, said in (
+        (faces(800, 90), {}, "too few labels to train on.*64 labelled pictures for the judge"),
+        (faces(700, 700), {}, "at least 500 pictures of people who are not kept for the test"),
+        (
+            faces(800, 800),
+            {"prior_factors": 9999},
+            "more than 1,280 pictures .* Found: 534.*lower prior_factors",
+        ),
+        (faces(800, 800), {"data": DataConfig(groups=("side",))}, "groups to balance"),
+    ):
+        kept = Kept()
+        steps = {"feature_steps": 1, "labeller_steps": 1, "judge_steps": 1}
+        config = PretrainConfig(attributes=("a",), autoencoder=AutoencoderConfig(steps=1), **steps, **options)
+        with pytest.raises(ContractError, match=said):
+            pretrain(given, config, kept, lambda *_: None)
+        assert not kept
 
 
 def test_another_split_is_another_training() -> None:

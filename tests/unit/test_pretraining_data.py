@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 
 from sdflow_core.faces.detect import Face
+from sdflow_core.faces.pretraining.calibration import held_out
 from sdflow_core.faces.pretraining.data import DataConfig, FaceSet, align_face, load_faces, part_of
 from sdflow_core.faces.pretraining.duplicates import find_duplicates
 from sdflow_core.faces.pretraining.labels import match_labels, read_label_table
+from sdflow_core.faces.pretraining.run import _calibrates
 from sdflow_core.faces.pretraining.sampling import group_counts, sampling_weights
 from sdflow_core.records.errors import AccessError, ContractError, NotFoundError, TransientError
+from tasks.pretrain import folder_of
 
 A = ("smiling", "young")
 HEAD = b"path,smiling,young,race\n"
@@ -244,6 +247,39 @@ def test_the_same_photograph_stays_on_one_side() -> None:
     both = [n for n in faces.names if n in (first, second)]
     assert both[0] == first, "the pair is found"
     assert {int(faces.part[faces.names.index(n)]) for n in both} == {2}
+
+
+def test_one_photograph_does_not_teach_and_calibrate() -> None:
+    def first(letter: str, calibrates: bool) -> str:
+        names = [f"{letter} {i}.png" for i in range(99)]
+        return next(n for n in names if part_of(n) == 0 and held_out([n])[0] == calibrates)
+
+    learned, kept = first("a", False), first("b", True)
+    files = people(60) | {learned: lambda: picture(300, 0, 96, 96), kept: lambda: picture(300, 0, 96, 101)}
+    faces = loaded(files)
+    rows = [faces.names.index(n) for n in (learned, kept)]
+    assert len({faces.people[row] for row in rows}) == 1, "the pair is found"
+    assert len({bool(_calibrates(faces)[row]) for row in rows}) == 1
+    assert len(set(faces.people)) == len(faces.people) - 1 and _calibrates(faces).any()
+
+
+def test_flat_files_sorted_into_folders_are_another_training() -> None:
+    flat = people(60)
+    table = b"path,a\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(flat)).encode()
+    letter = next(x for x in "abcdefghij" if {part_of(f"{x}{i:02d}") for i in range(30)} == {0, 1, 2})
+    sorted_in = {f"{letter}{i // 2:02d}/{name}": read for i, (name, read) in enumerate(flat.items())}
+    one, two = loaded(flat, table), loaded(sorted_in, table)
+    # the same pictures in the same order with the same labels: only who is on which side has changed
+    assert (one.images == two.images).all() and (one.scores == two.scores).all()
+    assert (one.part != two.part).any()
+    key = "a" * 64
+    assert folder_of(key, one, table) == folder_of(key, loaded(flat, table), table)
+    assert folder_of(key, one, table) != folder_of(key, two, table)
+    # labels that now belong to other pictures, under a table of the same bytes
+    moved = dict(zip(flat, [*list(flat.values())[1:], flat["person 000.png"]], strict=True))
+    third = loaded(moved, table)
+    assert folder_of(key, one, table) != folder_of(key, third, table)
+    assert "person" not in folder_of(key, two, table)
 
 
 def skewed() -> FaceSet:

@@ -92,7 +92,12 @@ def test_a_torn_history_costs_its_torn_line_only() -> None:
     for step in (1, 2, 3):
         diary.note("autoencoder", step, {"loss": 1.0})
     diary.close()
-    drawer[HISTORY] = drawer[HISTORY][:-20]
+    foreign = b'null\n3\n[1]\n{"stage": "autoencoder"}\n{"stage": 1, "step": 1, "losses": {}}\n\xff\n'
+    foreign += b'{"stage": "autoencoder", "step": 1, "losses": {"loss": "x"}}\n'
+    drawer[HISTORY] = foreign + drawer[HISTORY][:-20]
+    again = Diary(drawer)
+    again.rewind("autoencoder", 2)
+    again.page("autoencoder", 2)
     assert [line["step"] for line in Diary(drawer).lines] == [1, 2]
 
 

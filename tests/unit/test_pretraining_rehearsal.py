@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from PIL import Image
 
 import cli.main as command
+from sdflow_core.faces.detect import default_detector
 from sdflow_core.faces.networks import Networks, to_uint8
 from sdflow_core.faces.pretraining import rehearsal
+from sdflow_core.faces.pretraining.configuration import read_config
 from sdflow_core.faces.pretraining.people import TEST_PART, part_of
+from sdflow_core.faces.pretraining.rehearsal import FirstLook, first_look, rehearse
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.objects import Store, open_store
 from sdflow_core.weights.embedded import install_embedded
@@ -117,6 +121,9 @@ def test_wrong_labels_and_folders_end_a_dry_run_with_one_message(
     assert "no such label CSV" in rehearsed(capsys, folder, labels=tmp_path / "none.csv")
     assert "no file" in rehearsed(capsys, folder, labels=folder)
     assert "does not exist" in rehearsed(capsys, folder, people=tmp_path / "none")
+    for file in (folder / "labels.csv", folder / "1.jpg"):
+        message = rehearsed(capsys, folder, people=file)
+        assert "the source is a file. Expected: a folder" in message and str(file) in message
     lines = (folder / "labels.csv").read_text().splitlines()
     table.write_text("\n".join(lines[:101]))
     message = rehearsed(capsys, folder, labels=table)
@@ -154,6 +161,22 @@ def test_wrong_configurations_end_a_dry_run_with_one_message(
         ('{"autoencoder": {"adversary": {"every": 0}}}', "autoencoder.adversary.every"),
         ('{"autoencoder": {"generator": {"resolution": 63}}}', "power of two"),
         ('{"data": {"minimum": 10}}', "at least 500"),
+        ('{"autoencoder": {"generator": {"resolution": 16, "mapping_layers": 0}}}', "from 32 on, found 16"),
+        ('{"autoencoder": {"encoder": {"channels": []}}}', "autoencoder.encoder.channels"),
+        ('{"autoencoder": {"encoder": {"channels": [4, -1]}}}', "autoencoder.encoder.channels.1"),
+        ('{"autoencoder": {"encoder": {"hidden": 0}}}', "autoencoder.encoder.hidden"),
+        ('{"autoencoder": {"encoder": {"num_rows": 12}}}', "latents do not fit the generator"),
+        ('{"autoencoder": {"adversary": {"channels": [4]}}}', "autoencoder.adversary.channels"),
+        (f'{{"autoencoder": {{"adversary": {{"channels": {[4] * 8}}}}}}}', "at most 7 numbers, found 8"),
+        ('{"autoencoder": {"seed": -1}}', "autoencoder.seed"),
+        ('{"autoencoder": {"ema_half_life": 0}}', "autoencoder.ema_half_life"),
+        ('{"autoencoder": {"fall": -1}}', "autoencoder.fall"),
+        ('{"autoencoder": {"weight_pixel": NaN}}', "autoencoder.weight_pixel"),
+        ('{"autoencoder": {"prior_truncation": -1}}', "autoencoder.prior_truncation"),
+        ('{"feature_steps": -1}', "feature_steps"),
+        ('{"judge_steps": 0}', "judge_steps"),
+        ('{"prior_factors": -3}', "prior_factors"),
+        ('{"data": {"balance_cap": Infinity}}', "data.balance_cap"),
         ('{"data": 3}', "a table [data]"),
         ('{"checkpoint_every": 0}', "checkpoint_every"),
         ('{"teacher": "abc"}', "--teacher"),
@@ -167,7 +190,83 @@ def test_wrong_configurations_end_a_dry_run_with_one_message(
         wrong = tmp_path / "wrong.json"
         wrong.write_text(text)
         assert part in rehearsed(capsys, folder, "--groups", "race", config=wrong)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"autoencoder": [1, 2]}')
+    message = rehearsed(capsys, folder, config=wrong)
+    assert "Expected: a table. Found: [1, 2]. Where: autoencoder" in message
+    assert "a table [autoencoder]" in rehearsed(capsys, folder, "--steps", "10", config=wrong)
     assert "no such configuration" in rehearsed(capsys, folder, config=tmp_path / "none.toml")
+
+
+def test_the_shipped_recipe_and_the_defaults_are_fine() -> None:
+    recipe = Path(__file__).resolve().parents[2] / "embedded_models" / "recipe" / "embedded.toml"
+    shipped = read_config(tomllib.loads(recipe.read_text("utf-8")))
+    assert len(shipped.attributes) == 10 and shipped.autoencoder.steps == 24_000
+    assert read_config(None).autoencoder.generator.resolution == 64
+
+
+def look(names: list[str], values: dict[str, Any]) -> FirstLook:
+    rows = "".join(f"{name.rpartition('/')[2]},{i % 2},1\n" for i, name in enumerate(names))
+    return first_look(names, b"path,smiling,young\n" + rows.encode(), read_config(values))[0]
+
+
+def test_names_alone_tell_what_cannot_be_trained() -> None:
+    plain = {"attributes": ["smiling", "young"]}
+    flat = [f"person {number:04d}.jpg" for number in range(PHOTOGRAPHS)]
+    assert look(flat, plain).labelled == PHOTOGRAPHS
+    with pytest.raises(ContractError, match="1,280 pictures .* lower prior_factors"):
+        look(flat, plain | {"prior_factors": 9999})
+    # one folder, whoever it belongs to, is one person
+    tested = next(f"p{i}" for i in range(99) if part_of(f"p{i}") == TEST_PART)
+    for person in (tested, next(f"p{i}" for i in range(99) if part_of(f"p{i}") != TEST_PART)):
+        with pytest.raises(ContractError, match="cannot be split by person.*1 people"):
+            look([f"{person}/{name}" for name in flat], plain)
+
+
+def test_a_wish_for_a_teacher_without_one_is_noted() -> None:
+    plain = {"attributes": ["smiling", "young"]}
+    flat = [f"person {number:04d}.jpg" for number in range(PHOTOGRAPHS)]
+
+    def noted(**values: Any) -> bool:
+        return any("no teacher" in remark for remark in look(flat, plain | values).remarks)
+
+    assert noted(autoencoder={"weight_identity": 2.0})
+    assert not noted(autoencoder={"weight_identity": 0.0}) and not noted()
+    assert not noted(autoencoder={"weight_identity": 2.0}, teacher="abc")
+
+
+class Counting:
+    """Stands for a network that tells people apart; counts how often it is asked."""
+
+    asked = 0
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        return images.mean(dim=(2, 3)) + 2
+
+
+def test_steps_are_timed_with_the_teacher_also_where_it_joins_late(folder: Path) -> None:
+    parts = TINY["autoencoder"]
+    assert isinstance(parts, dict)
+    files = [(path.name, path.read_bytes) for path in sorted((folder / "people").iterdir())]
+
+    def asked(start: int) -> int:
+        teacher = Counting()
+        config = read_config(TINY | {"autoencoder": parts | {"identity_from": start}})
+        table = (folder / "labels.csv").read_bytes()
+        rehearse(files, table, config, default_detector(), sample=12, patience_seconds=0, identity=teacher)
+        return teacher.asked
+
+    always, late = asked(0), asked(900)
+    assert 0 < late < always
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a device that is not there")
+def test_a_dry_run_is_one_of_the_device_that_will_train(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDFLOW_DEVICE", "cuda")
+    assert "SDFLOW_DEVICE" in rehearsed(capsys, folder)
 
 
 def test_too_little_memory_and_room(

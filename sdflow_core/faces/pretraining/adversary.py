@@ -21,7 +21,7 @@ class AdversaryConfig(NetworkConfig):
     """What the adversary is and how it learns.
 
     Attributes:
-        channels: Feature channels from full resolution down.
+        channels: Feature channels from full resolution down, at least two.
         learning_rate: Of Adam with betas (0, 0.99).
         r1: Weight gamma of the gradient penalty on real pictures, gamma / 2 * |grad|^2 a step on average.
         r1_every: It is taken every so many steps, and counts so many times as much.
@@ -31,7 +31,7 @@ class AdversaryConfig(NetworkConfig):
         grow_images: Real pictures it takes for the probability of augmentation to go from 0 to 1.
     """
 
-    channels: tuple[PositiveInt, ...] = (32, 64, 96, 128, 128)
+    channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 96, 128, 128), min_length=2)
     learning_rate: float = Field(default=1e-3, gt=0, le=1, allow_inf_nan=False)
     r1: float = Field(default=0.25, ge=0, allow_inf_nan=False)
     r1_every: int = Field(default=16, ge=1)

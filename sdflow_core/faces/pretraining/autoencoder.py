@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
@@ -29,6 +29,7 @@ from sdflow_core.records.errors import ContractError
 
 Progress = Callable[[int, int, dict[str, float]], None]
 LEAST_IMAGES = 500
+_LEAST_SIDE_PX = 32  # below it the judge, who halves the pictures five times, has nothing left to look at
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -95,19 +96,35 @@ class AutoencoderConfig(NetworkConfig):
     weight_w: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
     prior_truncation: float = Field(default=0.9, gt=0, le=1.5)
     ema_half_life: int = Field(default=600, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32)
 
     @field_validator("generator")
     @classmethod
     def _generator_that_can_be(cls, value: GeneratorConfig) -> GeneratorConfig:
         side = value.resolution
-        if side < 8 or side & (side - 1):
-            raise ValueError(f"resolution: expected a power of two from 8 on, found {side}")
+        if side < _LEAST_SIDE_PX or side & (side - 1):
+            raise ValueError(f"resolution: expected a power of two from {_LEAST_SIDE_PX} on, found {side}")
         if min(value.style_dim, value.channel_max, value.channels(side)) < 1:
             raise ValueError("style_dim, channel_base and channel_max: too small for one channel")
         if value.mapping_layers:
             raise ValueError("mapping_layers: expected 0, the prior is fitted to the codes")
         return value
+
+    @model_validator(mode="after")
+    def _networks_that_fit(self) -> Self:
+        g, e = self.generator, self.encoder
+        if e.resolution != g.resolution:
+            raise ValueError(f"encoder input of {e.resolution} px, the generator renders {g.resolution} px")
+        if (e.num_rows, e.style_dim) != (g.num_rows, g.style_dim):
+            raise ValueError(
+                "the encoder's latents do not fit the generator: expected"
+                f" num_rows {g.num_rows} and style_dim {g.style_dim}, found {e.num_rows} and {e.style_dim}"
+            )
+        most = g.resolution.bit_length()  # each but the first halves the picture, down to one pixel
+        for name, channels in (("encoder", e.channels), ("adversary", self.adversary.channels)):
+            if len(channels) > most:
+                raise ValueError(f"{name}.channels: expected at most {most} numbers, found {len(channels)}")
+        return self
 
 
 class AutoencoderTraining:

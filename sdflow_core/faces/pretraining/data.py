@@ -72,8 +72,8 @@ class DataConfig(NetworkConfig):
     template_scale: float = Field(default=0.7, gt=0, le=2)
     groups: tuple[str, ...] = ()
     balance: float = Field(default=1.0, ge=0, le=1)
-    balance_cap: float = Field(default=5.0, ge=1)
-    min_eye_distance_px: float = Field(default=12.0, ge=0)
+    balance_cap: float = Field(default=5.0, ge=1, allow_inf_nan=False)
+    min_eye_distance_px: float = Field(default=12.0, ge=0, allow_inf_nan=False)
     max_overhang: float = Field(default=0.35, ge=0, le=1)
     minimum: int = Field(default=500, ge=1)
 

@@ -62,8 +62,10 @@ class Diary:
         self._open: dict[str, _Sum] = {}
         self._unwritten: dict[str, int] = {}  # stage -> its latest step
         for line in (drawer.find(HISTORY) or b"").splitlines():
-            with suppress(ValueError):  # a torn line of the history costs nothing but itself
-                self.lines.append(json.loads(line))
+            with suppress(ValueError):  # a damaged line of the history costs nothing but itself
+                found = json.loads(line)
+                if _is_line(found):
+                    self.lines.append(found)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what a stage did after `step`: a killed run does it again."""
@@ -133,6 +135,16 @@ class Diary:
                 "losses": {k: round(v, 6) if math.isfinite(v) else None for k, v in means.items()},
             }
         )
+
+
+def _is_line(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("stage"), str)
+        and isinstance(found.get("step"), int)
+        and isinstance(found.get("losses"), dict)
+        and all(value is None or isinstance(value, int | float) for value in found["losses"].values())
+    )
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from sdflow_core.records.errors import ContractError, NotFoundError
 from sdflow_core.records.sources import SourceFolder, SourceItem, open_source
@@ -23,7 +24,7 @@ def open_material(source: str, labels: str, store: Store | None = None) -> tuple
         Files as (name, function that reads the bytes), sorted by name, and the bytes of the label CSV.
 
     Raises:
-        ContractError: The labels are no single file.
+        ContractError: The labels are no single file, or the source is one.
         NotFoundError: There is no such source, or no such file of labels.
     """
     table = open_source(labels, store)
@@ -36,7 +37,15 @@ def open_material(source: str, labels: str, store: Store | None = None) -> tuple
     if len(listed) != 1 or listed[0].name.endswith("/"):
         raise ContractError("the label CSV is no file", expected="the address of one CSV file", found=labels)
     folder = open_source(source, store)
-    items = [item for item in folder.list() if item.uri != listed[0].uri]
+    found = list(folder.list())
+    if len(found) == 1 and (found[0].uri == folder.uri or Path(folder.uri).is_file()):
+        raise ContractError(
+            "the source is a file",
+            expected="a folder of face pictures: a folder a person, or flat",
+            where=source,
+            todo="name the folder that the pictures lie in",
+        )
+    items = [item for item in found if item.uri != listed[0].uri]
     return [(item.name, _reader(folder, item)) for item in items], table.read(listed[0])
 
 

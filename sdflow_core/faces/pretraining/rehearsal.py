@@ -6,6 +6,7 @@ every phase are run on that sample and timed. Nothing is written.
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import statistics
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy.typing as npt
 from sdflow_core.faces.decode import Rejected
 from sdflow_core.faces.detect import Detector
 from sdflow_core.faces.pretraining.calibration import held_out
-from sdflow_core.faces.pretraining.configuration import unused
+from sdflow_core.faces.pretraining.configuration import check_prior, unused
 from sdflow_core.faces.pretraining.data import (
     TEST_PART,
     AlignedFace,
@@ -113,8 +115,8 @@ def first_look(
         show_names: Errors quote names of files.
 
     Raises:
-        ContractError: See `read_label_table` and `match_labels`; too few files, or labels for labeller,
-            judge or test; too little memory.
+        ContractError: See `read_label_table` and `match_labels`; too few files, people, or labels for
+            labeller, judge or test; too little memory.
     """
     table = read_label_table(labels, config.attributes, config.data.groups)
     minimum = config.data.minimum
@@ -125,11 +127,12 @@ def first_look(
             found=f"{len(names)} file{'' if len(names) == 1 else 's'} in the source",
             todo="add pictures, or see whether the source is the right folder",
         )
-    check_teachers(_teachers(names), minimum)
-    matching = match_labels(names, table, show_names=show_names)
     people = [person_of(name) for name in names]
     part = np.array([part_of(person) for person in people])
-    check_parts(part, len(set(people)))
+    check_parts(part, len(set(people)))  # before anything is counted: the one folder may be of a test person
+    check_teachers(_teachers(names), minimum)
+    check_prior(config, _teachers(names))
+    matching = match_labels(names, table, show_names=show_names)
     labels_of = [table.scores.get(matching.label_of.get(name, ""), []) for name in names]
     labelled = np.array([any(not math.isnan(value) for value in row) for row in labels_of])
     check_labels(part, held_out(people), labelled)
@@ -165,6 +168,7 @@ def rehearse(
     workers: int = 1,
     show_names: bool = False,
     identity: Any = None,
+    device: str = "cpu",
 ) -> Rehearsal:
     """Check everything, and measure how long it will take.
 
@@ -179,6 +183,7 @@ def rehearse(
         workers: Threads that decode and align, as in the training itself.
         show_names: Errors quote names of files.
         identity: The network that tells people apart, as in the training; it takes most of a step.
+        device: Where the training will compute, and where `identity` lies.
 
     Raises:
         ContractError: With the one thing that is wrong.
@@ -193,7 +198,7 @@ def rehearse(
     seconds = {"reading": per_picture * len(files)}
     images = np.resize(crops, (_ENOUGH_ROWS, *crops.shape[1:]))
     rows = round(len(files) * len(crops) / len(chosen))
-    checkpoint_bytes, timed = _time_training(images, config, patience_seconds, rows, free, identity)
+    checkpoint_bytes, timed = _time_training(images, config, patience_seconds, rows, free, identity, device)
     seconds |= timed
     return Rehearsal(
         look, len(chosen), len(crops), dropped, float(np.mean(overhang)), checkpoint_bytes, free, seconds
@@ -294,6 +299,7 @@ def _time_training(
     rows: int,
     free: int | None,
     identity: Any,
+    device: str,
 ) -> tuple[int, dict[str, float]]:
     """The size of a checkpoint, and the seconds of each stage."""
     import torch
@@ -308,15 +314,17 @@ def _time_training(
         )
         labeller, judge = channels_last(Labeller(reader)), channels_last(JudgeNetwork(reader))
         try:
+            features = copy.deepcopy(labeller).eval().requires_grad_(False)  # it moves to the device
             training = AutoencoderTraining(
-                images, labeller.eval().requires_grad_(False), config.autoencoder, identity=identity
+                images, features, config.autoencoder, identity=identity, device=device
             )
             training.step()  # from now on the optimisers have their states
-        except (RuntimeError, ValueError) as error:  # torch's words for sizes that do not fit each other
+        except (RuntimeError, ValueError, AssertionError) as error:  # torch's words for sizes and devices
             raise ContractError(
                 "the training cannot take its first step",
-                found=str(error).splitlines()[0][:200],
-                todo="see whether the sizes of generator and encoder in the configuration fit each other",
+                found=(str(error).splitlines() or [type(error).__name__])[0][:200],
+                todo="see whether the sizes of generator and encoder in the configuration fit each other, and"
+                " SDFLOW_DEVICE this machine",
             ) from error
         checkpoint_bytes = len(training.state())
         _check_room(checkpoint_bytes, free)
@@ -332,12 +340,11 @@ def _time_training(
             return steps(2) / 2
 
         total = config.autoencoder.steps
-        later = min(max(getattr(config.autoencoder, "adversarial_from", 0), 0), total)
-        autoencoder = sum(
-            (end - start) * _pace(training, start, patience)
-            for start, end in ((0, later), (later, total))
-            if end > start
-        )
+        joins = [config.autoencoder.adversarial_from]  # from there on a step takes longer
+        if identity is not None:
+            joins.append(config.autoencoder.identity_from)
+        marks = sorted({0, total, *(min(step, total) for step in joins)})
+        autoencoder = sum((end - start) * _pace(training, start, patience) for start, end in pairwise(marks))
         started = time.perf_counter()
         training.codes(np.arange(200))
         figures = 3 * (time.perf_counter() - started) / 200 * rows

@@ -29,6 +29,7 @@ from sdflow_core.faces.pretraining.autoencoder import (
 )
 from sdflow_core.faces.pretraining.calibration import fit_calibration, held_out
 from sdflow_core.faces.pretraining.classifiers import predict, train_classifier
+from sdflow_core.faces.pretraining.configuration import check_prior
 from sdflow_core.faces.pretraining.data import (
     JUDGE_PART,
     LABELLER_PART,
@@ -45,10 +46,10 @@ from sdflow_core.faces.pretraining.figures import (
     reader_figures,
     reliability,
 )
-from sdflow_core.faces.pretraining.people import check_labels
+from sdflow_core.faces.pretraining.people import check_labels, check_teachers
 from sdflow_core.faces.pretraining.sampling import sampling_weights
 from sdflow_core.faces.prior import Prior
-from sdflow_core.records.errors import ContractError
+from sdflow_core.records.errors import ContractError, SDFlowError
 from sdflow_core.records.keys import canonical_json
 
 Progress = Callable[[str, int, int], None]
@@ -99,6 +100,10 @@ class Checkpoint(Protocol):
         """The last kept state."""
         ...
 
+    def where(self, name: str) -> str:
+        """Where a state lies, for who has to delete it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -109,7 +114,7 @@ class Pretrained:
 
 
 def train_features(faces: FaceSet, config: PretrainConfig, progress: Progress) -> Labeller:
-    """The feature network: all attributes of the CSV, people of the labeller's part only."""
+    """The feature network: all attributes of the faces, people of the labeller's part only."""
     rows = (faces.part == LABELLER_PART) & ~_calibrates(faces) & _labelled(faces.scores)
     torch.manual_seed(1)
     net = Labeller(
@@ -256,8 +261,8 @@ def pretrain(
         device: Of generator and encoder.
 
     Raises:
-        ContractError: An attribute without labels, too few labelled rows of a part, a state that cannot be
-            read, or a training that diverged.
+        ContractError: An attribute without labels, too few pictures, or labelled ones of a part, a state
+            that cannot be read, or a training that diverged.
     """
     from sdflow_core.faces.checkpoint import load_model, save_model
 
@@ -266,19 +271,21 @@ def pretrain(
         raise ContractError("attributes to learn", expected=faces.attributes, found=unknown)
     index = [faces.attributes.index(name) for name in config.attributes]
     check_labels(faces.part, _calibrates(faces), _labelled(faces.scores[:, index]))
+    rows = faces.part != TEST_PART
+    check_teachers(int(rows.sum()), LEAST_IMAGES)
+    check_prior(config, int(rows.sum()))
+    learn, weights = faces.images[rows], None
+    if config.data.groups:
+        balance, cap = config.data.balance, config.data.balance_cap
+        weights = sampling_weights(faces, config.data.groups, balance, cap=cap, rows=rows)[rows]
     saved = checkpoint.get("features")
     if saved:
-        with _readable("features"):
+        with _readable(checkpoint.where("features")):
             features = load_model(saved)
     else:
         features = train_features(faces, config, progress)
         checkpoint.put("features", save_model(features))
     features = channels_last(features)
-    rows = faces.part != TEST_PART
-    learn, weights = faces.images[rows], None
-    if config.data.groups:
-        balance, cap = config.data.balance, config.data.balance_cap
-        weights = sampling_weights(faces, config.data.groups, balance, cap=cap, rows=rows)[rows]
     training = AutoencoderTraining(
         learn,
         features,
@@ -290,7 +297,7 @@ def pretrain(
     )
     state = checkpoint.get("autoencoder")
     if state:
-        with _readable("autoencoder"):
+        with _readable(checkpoint.where("autoencoder")):
             training.restore(state)
     if diary is not None:
         diary.rewind("autoencoder", training.done)
@@ -330,14 +337,17 @@ def what_is_learned(faces: FaceSet) -> str:
 
 
 @contextmanager
-def _readable(state: str) -> Generator[None]:
+def _readable(where: str) -> Generator[None]:
     """What any reader may say of a damaged state, as one error that tells what to do."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the state is good, and may be hours of work
     except Exception as error:  # torch, zip, pickle and safetensors each have words of their own
+        said = error.found or error.what if isinstance(error, SDFlowError) else error
         raise ContractError(
             "a state of the training cannot be read",
-            found=(str(error).splitlines() or [type(error).__name__])[0][:200],
-            where=f"{state}.bin",
+            found=(str(said).splitlines() or [type(error).__name__])[0][:200],
+            where=where,
             todo="delete the file: this stage is then done again from its start",
         ) from error
