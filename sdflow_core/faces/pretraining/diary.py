@@ -159,7 +159,7 @@ def drawn(training: Any, faces: FaceSet, count: int = 12) -> list[tuple[str, npt
         count: Pictures a row.
     """
     shown = faces.images[faces.part == TEST_PART][:count]
-    codes = training.ema_encoder.encode(to_tensor(shown))
+    codes = training.ema_encoder.encode(to_tensor(shown).to(training.device))
     rows = [
         ("People nobody learns from", shown),
         ("Their reconstructions", to_uint8(training.ema_generator.synthesize(codes))),
@@ -169,6 +169,6 @@ def drawn(training: Any, faces: FaceSet, count: int = 12) -> list[tuple[str, npt
         prior = Prior.fit(known, min(256, len(known) - 1))
         for truncation in (0.7, 1.0):
             sampled = prior.sample(count, torch.Generator().manual_seed(1), truncation=truncation)
-            pictures = to_uint8(training.ema_generator.synthesize(sampled))
+            pictures = to_uint8(training.ema_generator.synthesize(sampled.to(training.device)))
             rows.append((f"Samples, truncation {truncation}", pictures))
     return rows

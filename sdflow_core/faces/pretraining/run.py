@@ -311,8 +311,10 @@ def pretrain(
             checkpoint.put("autoencoder", training.state())
             if diary is not None:
                 diary.page("autoencoder", training.done, drawn(training, faces))
-    generator, encoder = training.ema_generator.eval(), training.ema_encoder.eval()
     prior = Prior.fit(training.codes(np.arange(len(learn))), config.prior_factors)
+    # what follows is small and computes on the CPU, wherever the autoencoder was trained
+    generator, encoder = training.ema_generator.eval().cpu(), training.ema_encoder.eval().cpu()
+    features = features.cpu()
     labeller, judge = train_readers(faces, features, generator, encoder, config, progress)
     networks: dict[str, nn.Module] = {
         "generator": generator,
