@@ -1,0 +1,174 @@
+"""The edit map: nothing asked changes nothing, its terms say what they say, killed and resumed = uninterrupted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdflow_core.method.code_readers import ReaderConfig, Readers, attribute_loss, identity_loss
+from sdflow_core.method.code_source import TensorSource
+from sdflow_core.method.code_survey import survey
+from sdflow_core.method.condition import attributes_of, features
+from sdflow_core.method.edit_map import EditMap, EditMapConfig, map_terms, wanted_features
+from sdflow_core.method.map_training import STAGES, MapTraining
+from sdflow_core.method.principal import PrincipalConfig, PrincipalFlow
+from sdflow_core.records.errors import ContractError
+
+ROWS, DIM, ATTRIBUTES, PEOPLE = 3, 4, 2, 300
+SMALL = EditMapConfig(
+    width=16, blocks=1, steps=5, batch=16, readers=ReaderConfig(width=16, steps=4, batch=16)
+)
+
+
+def people(n: int = PEOPLE, seed: int = 0) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    phi = torch.randn(n, ATTRIBUTES, generator=rng).clamp(-1.9, 1.9)
+    slopes = torch.randn(ATTRIBUTES, ROWS * DIM, generator=torch.Generator().manual_seed(8))
+    flat = torch.randn(n, ROWS * DIM, generator=rng) + phi @ slopes
+    return flat.unflatten(1, (ROWS, DIM)), attributes_of(phi)
+
+
+@pytest.fixture(scope="module")
+def flow() -> PrincipalFlow:
+    torch.manual_seed(0)
+    made = PrincipalFlow(ROWS, DIM, ATTRIBUTES, PrincipalConfig(directions=8, width=16, blocks=1, matrices=2))
+    made.fit(survey(TensorSource(*people())))
+    return made.eval().requires_grad_(False)
+
+
+def embeddings(n: int = 100) -> Tensor:
+    made = torch.randn(n, 6, generator=torch.Generator().manual_seed(4))
+    return made / made.norm(dim=1, keepdim=True)
+
+
+def training(flow: PrincipalFlow, config: EditMapConfig = SMALL, known: Tensor | None = None) -> MapTraining:
+    return MapTraining(flow, *people(), known, config, flow_steps=6, seed=0)
+
+
+def test_asking_for_what_is_there_changes_nothing_at_all(flow: PrincipalFlow) -> None:
+    torch.manual_seed(1)
+    edit_map = EditMap(8, ATTRIBUTES, SMALL)
+    w, s = people(20, seed=2)
+    phi = features(s)
+    with torch.no_grad():
+        assert torch.equal(edit_map(flow, w, phi, phi), w)
+        assert (edit_map(flow, w, phi, phi + 1) - w).abs().amax((1, 2)).min() > 0.01
+
+
+def test_an_untrained_network_leaves_the_regression(flow: PrincipalFlow) -> None:
+    edit_map = EditMap(8, ATTRIBUTES, SMALL)
+    with torch.no_grad():
+        edit_map.last.weight.zero_()
+        w, s = people(5, seed=2)
+        phi = features(s)
+        after = phi + torch.tensor([1.0, 0.0])
+        moved = edit_map(flow, w, phi, after) - w
+    assert torch.allclose(moved.flatten(1), flow.slopes[1].expand(5, -1), atol=1e-5)
+
+
+def test_readers_learn_what_codes_say(flow: PrincipalFlow) -> None:
+    config = EditMapConfig(readers=ReaderConfig(width=32, steps=200, batch=64), width=8, blocks=1, steps=1)
+    teaching = training(flow, config)
+    w, s = people(200, seed=5)
+    x = flow.along(w) / teaching.map.scale
+    with torch.no_grad():
+        before = float(attribute_loss(teaching.attributes(x), s))
+    for _ in range(200):
+        teaching.advance()
+    with torch.no_grad():
+        after = float(attribute_loss(teaching.attributes(x), s))
+    assert after < 0.5 * before
+
+
+def test_terms_are_zero_where_nothing_is_asked_and_count_only_their_own_attributes(
+    flow: PrincipalFlow,
+) -> None:
+    torch.manual_seed(2)
+    edit_map, readers = EditMap(8, ATTRIBUTES, SMALL), Readers(3, 8, ATTRIBUTES, 16, linear=1)
+    people_of = Readers(2, 8, 6, 16)
+    w, s = people(20, seed=2)
+    a, phi = flow.along(w), features(s)
+    with torch.no_grad():
+        none = map_terms(edit_map, flow, readers, people_of, a, phi, phi, torch.zeros_like(phi))
+    assert none["aim"] == 0 and none["hold"] == 0 and none["kept"] == 0
+    assert abs(float(none["identity"])) < 1e-6
+    only_first = torch.tensor([[1.0, 0.0]]).expand_as(phi)
+    with torch.no_grad():
+        some = map_terms(edit_map, flow, readers, None, a, phi, phi + only_first, only_first)
+    assert "identity" not in some
+    assert some["aim"] > 0 and some["hold"] > 0
+
+
+def test_no_term_is_computed_at_weight_zero(flow: PrincipalFlow) -> None:
+    off = SMALL.model_copy(update={"aim": 0.0, "hold": 0.0, "identity": 0.0, "kept": 0.0})
+    edit_map, readers = EditMap(8, ATTRIBUTES, off), Readers(2, 8, ATTRIBUTES, 16)
+    w, s = people(4)
+    phi = features(s)
+    assert map_terms(edit_map, flow, readers, readers, flow.along(w), phi, phi, torch.zeros_like(phi)) == {}
+
+
+def test_what_is_asked_for_is_drawn_within_reach(flow: PrincipalFlow) -> None:
+    phi = torch.zeros(4000, 3)
+    wanted, changed = wanted_features(phi, SMALL, torch.Generator().manual_seed(0))
+    assert wanted.abs().max() <= SMALL.reach
+    assert (wanted[changed == 0] == 0).all()
+    assert (changed.sum(1) >= 1).all()
+    several = (changed.sum(1) > 1).float().mean()
+    assert 0.1 < several < SMALL.several
+
+
+def test_killed_and_resumed_equals_uninterrupted(flow: PrincipalFlow) -> None:
+    whole = training(flow, known=embeddings())
+    whole.run(lambda losses: None)
+    assert {name.split("_")[0] for losses in whole.history for name in losses} == {"reader", "map"}
+    for killed_after in (2, 6, 10):
+        first = training(flow, known=embeddings())
+        for _ in range(killed_after):
+            first.advance()
+        saved = first.state()
+        second = training(flow, known=embeddings())
+        second.restore(saved)
+        torch.manual_seed(999)
+        made = second.run(lambda losses: None)
+        assert second.history == whole.history
+        for name, value in made.state_dict().items():
+            assert torch.equal(value, whole.map.state_dict()[name]), name
+
+
+def test_stages_follow_each_other_and_identity_is_left_out_without_embeddings(flow: PrincipalFlow) -> None:
+    with_people, without = training(flow, known=embeddings()), training(flow)
+    assert with_people.total == 4 + 4 + 5
+    assert without.lengths["identity"] == 0 and without.total == 4 + 5
+    seen: list[str] = []
+    while with_people.step < with_people.total:
+        seen.append(with_people.place()[0])
+        with_people.advance()
+    assert list(dict.fromkeys(seen)) == list(STAGES)
+    without.run(lambda losses: None)
+    assert not any("map_identity" in losses for losses in without.history)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(flow: PrincipalFlow) -> None:
+    broken = training(flow, EditMapConfig(readers=ReaderConfig(width=8, steps=1), steps=3, width=8, blocks=1))
+    broken.advance()
+    with torch.no_grad():
+        broken.map.last.bias.fill_(math.nan)
+        broken.map.first.bias.fill_(math.nan)
+    with pytest.raises(ContractError, match="diverged"):
+        broken.advance()
+
+
+@pytest.mark.parametrize("rows", [0, PEOPLE + 1])
+def test_embeddings_of_other_rows_are_refused(flow: PrincipalFlow, rows: int) -> None:
+    with pytest.raises(ContractError, match="identity embeddings"):
+        training(flow, known=torch.zeros(rows, 6))
+
+
+def test_identity_loss_is_the_angle() -> None:
+    unit = torch.tensor([[1.0, 0.0]])
+    read: Any = torch.tensor([[[2.0, 0.0]], [[0.0, 3.0]]])
+    assert abs(float(identity_loss(read, unit)) - 0.5) < 1e-6
