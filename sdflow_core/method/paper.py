@@ -105,9 +105,7 @@ class _ConcatSquash(nn.Module):
         self._hyper_bias = nn.Linear(context, features_out, bias=False)
         self._hyper_gate = nn.Linear(context, features_out)
 
-    def forward(
-        self, y: Tensor, tangents: Tensor | None, context: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, y: Tensor, tangents: Tensor | None, context: Tensor) -> tuple[Tensor, Tensor | None]:
         """y [B, L, in], its tangents [P, B, L, in], context [B, 1 + A] -> the same of the layer's output."""
         gate = torch.sigmoid(self._hyper_gate(context))[:, None]
         out = self._layer(y) * gate + self._hyper_bias(context)[:, None]
@@ -368,7 +366,9 @@ class PaperFlow(nn.Module):
             with torch.enable_grad():
                 y = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
                 slope = end * self.velocity(u * end, y, state[2])
-                pulled = cast(Any, torch.autograd.grad)(slope, y, grad_outputs=probe, create_graph=keep_graph)[0]
+                pulled = cast(Any, torch.autograd.grad)(
+                    slope, y, grad_outputs=probe, create_graph=keep_graph
+                )[0]
                 trace = (pulled * probe).sum(dim=2, keepdim=True)
             if not keep_graph:
                 slope, trace = slope.detach(), trace.detach()
