@@ -1,8 +1,9 @@
 """ResNet-34 and ResNet-50 with the parameter names of torchvision, as a scorer of attributes.
 
-The original's semantic encoder is such a network. Built here so that its files can be read without torchvision.
-Source: He et al., "Deep residual learning", arXiv 1512.03385; stride on the 3x3 convolution of a bottleneck, as
-in torchvision.
+The original's semantic encoder is such a network. Built here so that its files can be read without
+torchvision.
+Source: He et al., "Deep residual learning", arXiv 1512.03385; stride on the 3x3 convolution of a bottleneck,
+as in torchvision.
 """
 
 from __future__ import annotations

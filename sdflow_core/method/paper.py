@@ -1,11 +1,12 @@
 """The published flow, kept whole: moving batch norm, a CNF of concat-squash layers, moving batch norm.
 
-Each row of w+ is transported alone, all rows of a code see the same condition, nobody tells the field which row
-it moves. Names of parameters and buffers are those of the original's files, so that `weights.sdflow_files` can
-read and write them.
+Each row of w+ is transported alone, all rows of a code see the same condition, nobody tells the field which
+row it moves. Names of parameters and buffers are those of the original's files, so that
+`weights.sdflow_files` can read and write them.
 
-Source: Li et al., "SDFlow", arXiv 2309.05314, section 3.2; Abdal et al., "StyleFlow", arXiv 2008.02401 (the same
-flow on given attributes); Grathwohl et al., "FFJORD", arXiv 1810.01367, eq. 4 (log-density along the path).
+Source: Li et al., "SDFlow", arXiv 2309.05314, section 3.2; Abdal et al., "StyleFlow", arXiv 2008.02401 (the
+same flow on given attributes); Grathwohl et al., "FFJORD", arXiv 1810.01367, eq. 4 (log-density along the
+path).
 """
 
 from __future__ import annotations
@@ -151,8 +152,8 @@ class PaperFlow(nn.Module):
     """w+ [B, L, D] <-> z [B, L, D] given s [B, A], the published way.
 
     Rows are transported alone; densities and log-determinants are those of the whole code, that is sums over
-    its rows. In training mode `to_base`, `base_and_log_det` and `log_prob` move the statistics of the two batch
-    norms once a call, as published; evaluation mode never changes anything.
+    its rows. In training mode `to_base`, `base_and_log_det` and `log_prob` move the statistics of the two
+    batch norms once a call, as published; evaluation mode never changes anything.
 
     Args:
         rows: L. No parameter depends on it.
@@ -265,15 +266,15 @@ class PaperFlow(nn.Module):
         """Base code z and log |det dz/dw+|, rows summed.
 
         The divergence comes from tangents pushed forward beside the state: the same numbers as by
-        vector-Jacobian products, at the cost of one more matrix product a layer and probe, and a training step
-        differentiates only once.
+        vector-Jacobian products, at the cost of one more matrix product a layer and probe, and a training
+        step differentiates only once.
 
         Args:
             w_plus: [B, L, D].
             s: [B, A].
             divergence: `exact` pushes D tangents a row (rows do not see each other), `hutchinson` one.
-            probe: [B, L, D] noise of zero mean and unit variance for `hutchinson`; published: N(0, I), one for
-                the whole path.
+            probe: [B, L, D] noise of zero mean and unit variance for `hutchinson`; published: N(0, I), one
+                for the whole path.
             solver: Overrides the flow's.
 
         Returns:
@@ -339,9 +340,9 @@ class PaperFlow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One way through the chain as the published code goes it, at inference too: the yardstick of cost.
 
-        State, log-density a row and condition travel together through the adaptive solver, the divergence is a
-        vector-Jacobian product by automatic differentiation at every evaluation. Nobody needs it for an edit:
-        `to_base` and `from_base` give the same codes within the tolerances.
+        State, log-density a row and condition travel together through the adaptive solver, the divergence is
+        a vector-Jacobian product by automatic differentiation at every evaluation. Nobody needs it for an
+        edit: `to_base` and `from_base` give the same codes within the tolerances.
 
         Args:
             codes: w+, or z if `reverse` [B, L, D].
@@ -352,8 +353,8 @@ class PaperFlow(nn.Module):
             evaluations: Incremented once an evaluation of the field.
 
         Returns:
-            (codes at the other end [B, L, D], log |det d(other end)/d codes| [B]). Differentiable when gradients
-            are enabled.
+            (codes at the other end [B, L, D], log |det d(other end)/d codes| [B]). Differentiable when
+            gradients are enabled.
 
         Raises:
             ContractError: Shapes that do not fit.

@@ -3,8 +3,8 @@
     MSE(E_s(x), classifier) + NLL(w | s) / (L D) + MSE(E_s(G(w')), s') + MSE(w', w),
 
 s = E_s(x), w' = F^-1(F(w, s), s'), s' = s with one attribute of each sample replaced by U(0, 1).
-Source: Li et al., "SDFlow", arXiv 2309.05314, section 3.3, all weights 1. Distillation and consistency are those
-of `objectives` with `score_loss="mse"`; the two terms below differ from ours.
+Source: Li et al., "SDFlow", arXiv 2309.05314, section 3.3, all weights 1. Distillation and consistency are
+those of `objectives` with `score_loss="mse"`; the two terms below differ from ours.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ class PaperObjective(Config):
     """Terms and their weights; 0 switches a term off, and it then costs nothing.
 
     Attributes:
-        semantics: `joint` learns the semantic encoder with the flow, through all terms; `frozen` gives the flow
-            the classifier's scores and reads edited pictures by the classifier itself, which never changes.
+        semantics: `joint` learns the semantic encoder with the flow, through all terms; `frozen` gives the
+            flow the classifier's scores and reads edited pictures by the classifier itself, which never
+            changes.
         distillation: Semantic encoder against the classifier; without meaning when frozen.
         density: Negative log-likelihood a number of the code.
         consistency: Attributes read from the edited picture against s'.

@@ -1,9 +1,9 @@
 """Training by the published objective: the rows "SDFlow as published", "StyleFlow's way" and the ablations.
 
-Small on purpose; what the product trains is `training.train_editor`. Two departures from the published code, both
-in its favour here: pictures are renderings of the codes, so code and picture agree, and the semantic encoder may
-begin as a copy of the classifier (`warm_start`) instead of from nothing. Gradients go through the solver itself and
-not through an adjoint equation.
+Small on purpose; what the product trains is `training.train_editor`. Two departures from the published code,
+both in its favour here: pictures are renderings of the codes, so code and picture agree, and the semantic
+encoder may begin as a copy of the classifier (`warm_start`) instead of from nothing. Gradients go through
+the solver itself and not through an adjoint equation.
 """
 
 from __future__ import annotations
@@ -83,11 +83,12 @@ def train_paper(
         checkpoint: Read at the start, written every `checkpoint_every` steps and at the end.
 
     Returns:
-        Flow and semantic encoder in evaluation mode; with frozen semantics the latter is the classifier's copy.
+        Flow and semantic encoder in evaluation mode; with frozen semantics the latter is the classifier's
+        copy.
 
     Raises:
-        ContractError: Inputs that do not fit together, a checkpoint of another training, or a loss or gradient
-            that is not finite (the last good checkpoint stays).
+        ContractError: Inputs that do not fit together, a checkpoint of another training, or a loss or
+            gradient that is not finite (the last good checkpoint stays).
     """
     config = config or PaperTrainingConfig()
     _check_inputs(codes, scores, labeller, config)

@@ -87,8 +87,8 @@ def read_semantic_encoder(source: Source, attributes: Sequence[str] | None = Non
             outputs only, those of the released weights.
 
     Returns:
-        The semantic encoder in evaluation mode, without gradients; takes RGB of any size in [-1, 1] and scores it
-        at 256 px.
+        The semantic encoder in evaluation mode, without gradients; takes RGB of any size in [-1, 1] and
+        scores it at 256 px.
 
     Raises:
         ContractError: Not such a file; another number of attributes; a tensor that is missing, unexpected, of
