@@ -44,8 +44,8 @@ class EditMapConfig(Config):
         several: Share of the codes with more than one attribute changed.
         identity_rows: Training pictures whose identity is embedded (20 ms each) for the readers; None is as
             many as the flow has steps, at most 2,048.
-        looked_at: Edits of the half-taught map that are rendered, scored and embedded for the readers; None is
-            three quarters of `identity_rows`.
+        looked_at: Edits of the half-taught map that are rendered, scored and embedded for the readers; None
+            is three quarters of `identity_rows`.
         readers: The readers it is taught by.
     """
 

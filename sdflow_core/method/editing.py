@@ -134,8 +134,8 @@ def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEdito
     """Rebuild an editor from `to_bytes`.
 
     Raises:
-        ContractError: Not an editor of this project, a damaged one, or one whose weights are of another width,
-            number of layers or set of attributes than it says.
+        ContractError: Not an editor of this project, a damaged one, or one whose weights are of another
+            width, number of layers or set of attributes than it says.
     """
     try:
         document = json.loads(file_metadata(data)["sdflow"])
@@ -157,7 +157,7 @@ def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEdito
         if kind == FlowEditor.kind:
             return FlowEditor(flow.to(device), semantic, digest, EditConfig(**config["edit"]))
         if not isinstance(flow, PrincipalFlow):
-            raise ValueError("an edit map without a principal flow")
+            raise ValueError("an edit map without a principal flow")  # noqa: TRY004: caught below
         edit_map = EditMap(len(flow.basis), count, EditMapConfig(**config["map"]))
         _load(edit_map, _part(tensors, "map."), "the edit map")
         return MapEditor(flow.to(device), edit_map.to(device), semantic, digest)

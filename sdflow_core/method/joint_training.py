@@ -93,7 +93,8 @@ class JointTrainer:
     def losses(self) -> dict[str, Tensor]:
         """The terms of this step that are switched on."""
         config, goal, rng, device = self.config, self.config.objective, self.rng, self.device
-        rows = torch.randint(len(self.codes), (config.batch,), generator=rng)
+        batch = config.batch_of(len(self.codes))
+        rows = torch.randint(len(self.codes), (batch,), generator=rng)
         w = self.codes[rows].to(device)
         s = self.scores[rows].to(device)
         terms: dict[str, Tensor] = {}

@@ -210,7 +210,7 @@ class MapTraining:
         self.embeddings = known if self.embeddings is None else torch.cat([self.embeddings, known])
 
     def _rows(self, kind: str, count: int) -> tuple[Tensor, Tensor]:
-        """Draw rows for a reader: (into codes, into what is wanted). Half of them edits, once there are any."""
+        """Draw rows for a reader: (into codes, into what is wanted). Half are edits, once there are any."""
         own = self.described if kind == "identity" else len(self.codes)
         edits = len(self.along) - len(self.codes)
         drawn = torch.randint(own, (count,), generator=self.rng)

@@ -54,7 +54,7 @@ class PrincipalConfig(Config):
 class PrincipalFlow(nn.Module):
     """w+ [B, L, D] <-> z [B, L, D] given s [B, A], one state of K numbers.
 
-    The public methods are those of `flow.ConditionalFlow`. Before `fit` it is the identity on zero-mean codes.
+    The public methods are those of `flow.ConditionalFlow`. Before `fit` it is the identity.
 
     Args:
         rows: L.
@@ -183,7 +183,7 @@ class PrincipalFlow(nn.Module):
         solver: SolverConfig | None = None,
         evaluations: Evaluations | None = None,
     ) -> Tensor:
-        """w+ [B, L, D], s [B, A] -> z [B, L, D]: N(0, I), the K numbers along the directions, the rest across.
+        """w+ [B, L, D], s [B, A] -> z [B, L, D]: K numbers along the directions, the rest across.
 
         Raises:
             ContractError: Shapes that do not fit this flow.

@@ -51,7 +51,6 @@ class PrincipalTrainer:
         group: Group = ALONE,
     ) -> None:
         assert isinstance(config.flow, PrincipalConfig)
-        group.check(config.batch)
         self.source, self.survey, self.witness, self.config, self.group = (
             source,
             survey,
@@ -69,7 +68,10 @@ class PrincipalTrainer:
         self.optimizer = torch.optim.Adam(self.flow.parameters(), lr=config.learning_rate)
         self.rng = torch.Generator().manual_seed(config.seed)
         self.stopping = _Stopping(config, source.rows)
-        self.order = RowOrder(source.blocks, config.batch, config.seed, without=self.stopping.rows)
+        held = 0 if self.stopping.rows is None else len(self.stopping.rows)
+        self.batch = config.batch_of(source.rows - held)
+        group.check(self.batch)
+        self.order = RowOrder(source.blocks, self.batch, config.seed, without=self.stopping.rows)
         self.flow_steps, self.flow_total = 0, config.steps
         self.history: list[dict[str, float]] = []
         self.map_training: MapTraining | None = None
@@ -115,9 +117,9 @@ class PrincipalTrainer:
     def _advance_flow(self) -> dict[str, float]:
         config, group = self.config, self.group
         codes, scores = self.source.read(group.share(self.order.rows(self.flow_steps)))
-        noise = torch.randn(config.batch, len(self.flow.basis), generator=self.rng)
-        u = torch.rand(config.batch, generator=self.rng)
-        shift = torch.randn(config.batch, self.source.attributes, generator=self.rng)
+        noise = torch.randn(self.batch, len(self.flow.basis), generator=self.rng)
+        u = torch.rand(self.batch, generator=self.rng)
+        shift = torch.randn(self.batch, self.source.attributes, generator=self.rng)
         s = attributes_of(features(scores) + config.s_noise * group.share(shift))
         loss = self._matching(codes, s, group.share(noise), group.share(u))
         numbers = {"matching": group.mean(float(loss.detach()))}

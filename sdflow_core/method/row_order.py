@@ -1,4 +1,4 @@
-"""In which order rows are trained on: shuffled anew each epoch, near rows together, known by the step alone."""
+"""In which order rows are trained on: shuffled each epoch, near rows together, known by the step alone."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def schedule(step: int, steps: int, warm_up: int) -> float:
 
 
 def require_finite(numbers: dict[str, float], step: int) -> None:
-    """Raise ContractError unless all loss terms are finite: the state before this step is the last good one."""
+    """Raise ContractError unless all loss terms are finite: the last good state is before this step."""
     if bad := {name: value for name, value in numbers.items() if not math.isfinite(value)}:
         raise ContractError(
             "training diverged",

@@ -86,8 +86,8 @@ def train_editor(
         The trained editor.
 
     Raises:
-        ContractError: Inputs that do not fit together or say nothing (the row or field is named), a checkpoint
-            of another training, or a loss that is not finite (the last good checkpoint stays).
+        ContractError: Inputs that do not fit together or say nothing (the row or field is named), a
+            checkpoint of another training, or a loss that is not finite (the last good checkpoint stays).
     """
     names = _names(labeller)
     check_codes(codes)

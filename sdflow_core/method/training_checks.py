@@ -34,7 +34,7 @@ def no_spread(rows: int) -> ContractError:
 
 
 def require_finite_rows(what: str, values: Tensor, first: int = 0) -> None:
-    """Raise ContractError naming the first row of [N, ...] with a value that is not finite; `first` is added."""
+    """Raise ContractError naming the first row of [N, ...] that is not finite, counted from `first`."""
     good = torch.isfinite(values).flatten(1).all(1)
     if not bool(good.all()):
         bad = (~good).nonzero()[:, 0]
@@ -101,9 +101,9 @@ def check_classes(present: Tensor, rows: int, names: tuple[str, ...]) -> None:
         )
 
 
-def check_batch(rows: int, batch: int) -> None:
+def check_batch(rows: int, batch: int | None) -> None:
     """Raise ContractError where there are fewer rows than a batch."""
-    if rows < batch:
+    if batch is not None and rows < batch:
         raise ContractError(
             "fewer rows than a batch",
             expected=f"at least {batch} rows",

@@ -34,31 +34,33 @@ class EarlyStopping(Config):
 class TrainingConfig(Config):
     """Everything that changes the trained editor.
 
-    A principal flow (the default) is fitted in closed form, then taught by `matching` alone; then the edit map
-    is taught. Any other flow is trained together with the semantic encoder by the terms of `objective`; what
-    only that training knows is marked (joint), and to set it for a principal flow is an error.
+    A principal flow (the default) is fitted in closed form, then taught by `matching` alone; then the edit
+    map is taught. Any other flow is trained together with the semantic encoder by the terms of `objective`;
+    what only that training knows is marked (joint), and to set it for a principal flow is an error.
 
     Attributes:
         flow: The flow; `kind` says which.
-        edit_map: What edits, taught after a principal flow; None: the flow itself edits. Other flows have none.
+        edit_map: What edits, taught after a principal flow; None: the flow itself edits. Other flows have
+            none.
         steps: Optimizer steps of the flow. Those of map and readers follow from them, unless they are given.
-        batch: Codes a step.
+        batch: Codes a step; None: 256 for a principal flow, 128 else, or all rows where there are fewer.
         s_noise: Standard deviation of the noise on s in the density term: a principal flow's on the scale of
             phi(s), others' on [-1, 1] (dequantisation: scores pile up at 0 and 1).
         learning_rate: Of the flow.
         warm_up_steps: Linear rise of the rates; a cosine to zero follows.
         clip: Bound of the gradient norm of flow and of semantic encoder, each.
-        precision: `bf16` computes under autocast: the principal flow's field, or (joint) generator and semantic
-            encoder. None: fp32 for a principal flow, bf16 else (3 times faster on recent CPUs).
+        precision: `bf16` computes under autocast: the principal flow's field, or (joint) generator and
+            semantic encoder. None: fp32 for a principal flow, bf16 else (3 times faster on recent CPUs).
         early_stopping: Of a principal flow; None: all steps are done.
-        checkpoint_every: Steps between checkpoints; None: 500 for a principal flow, 50 else. Changes no result.
+        checkpoint_every: Steps between checkpoints; None: 500 for a principal flow, 50 else. Changes no
+            result.
         seed: Of every random draw.
         objective: Terms and weights (joint).
         image_batch: The first so many of a batch are also looked at: distillation, and s read by the semantic
             encoder instead of taken from the labeller's scores (joint).
         edit_batch: The first so many of those are edited and rendered for consistency and closeness (joint).
         edit_every: Consistency and closeness are computed every so many steps (joint).
-        joint: Let the density and edit terms reach the semantic encoder through s, "learned together" (joint).
+        joint: Let density and edit terms reach the semantic encoder through s, "learned together" (joint).
         learning_rate_semantic: Of the semantic encoder (joint).
         warm_start: Begin the semantic encoder as a copy of the labeller, else newly drawn (joint).
         density_solver: Solver of the simulated NLL (joint).
@@ -69,7 +71,7 @@ class TrainingConfig(Config):
     flow: AnyFlowConfig = PrincipalConfig()
     edit_map: EditMapConfig | None = EditMapConfig()
     steps: int = Field(default=2000, ge=1)
-    batch: int = Field(default=256, ge=1)
+    batch: int | None = Field(default=None, ge=1)
     s_noise: float = Field(default=0.1, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     warm_up_steps: int = Field(default=20, ge=0)
@@ -99,6 +101,10 @@ class TrainingConfig(Config):
         """Steps between checkpoints."""
         return self.checkpoint_every or (500 if self.principal else 50)
 
+    def batch_of(self, rows: int) -> int:
+        """Codes a step where there are so many rows."""
+        return self.batch or min(256 if self.principal else 128, rows)
+
     @model_validator(mode="after")
     def _fits_the_flow(self) -> TrainingConfig:
         if self.principal:
@@ -114,7 +120,7 @@ class TrainingConfig(Config):
             object.__setattr__(self, "edit_map", None)  # the default of the other flows
         if self.early_stopping is not None:
             raise ValueError("early_stopping: expected None, only a principal flow has it")
-        if not self.edit_batch <= self.image_batch <= self.batch:
+        if not self.edit_batch <= self.image_batch <= (self.batch or self.image_batch):
             raise ValueError(
                 "expected edit_batch <= image_batch <= batch: each is the first part of the next"
             )
