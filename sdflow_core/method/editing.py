@@ -154,10 +154,8 @@ def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEdito
         count = len(semantic.attributes)
         flow = make_flow(document["rows"], document["dim"], count, read_flow_config(config["flow"]))
         _load(flow, _part(tensors, "flow."), "the flow")
-        if kind == FlowEditor.kind:
+        if kind == FlowEditor.kind or not isinstance(flow, PrincipalFlow):
             return FlowEditor(flow.to(device), semantic, digest, EditConfig(**config["edit"]))
-        if not isinstance(flow, PrincipalFlow):
-            raise ValueError("an edit map without a principal flow")  # noqa: TRY004: caught below
         edit_map = EditMap(len(flow.basis), count, EditMapConfig(**config["map"]))
         _load(edit_map, _part(tensors, "map."), "the edit map")
         return MapEditor(flow.to(device), edit_map.to(device), semantic, digest)

@@ -7,11 +7,11 @@ that the loss curve is that of one process at equal batch, up to the order of su
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -91,7 +91,7 @@ ALONE = Group()
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
+def joined() -> Generator[Group]:
     """The group that `torchrun` started this process in, over gloo; alone without it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -105,4 +105,4 @@ def joined() -> Iterator[Group]:
 
 
 def _call(name: str, *values: Any) -> None:
-    cast(Any, getattr(distributed, name))(*values)
+    getattr(distributed, name)(*values)

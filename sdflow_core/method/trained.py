@@ -60,8 +60,10 @@ class TrainedEditor:
 class Trainer(Protocol):
     """Everything that a step changes, in one place, so that a checkpoint can hold all of it."""
 
-    step: int
-    history: list[dict[str, float]]
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        ...
 
     @property
     def total(self) -> int:

@@ -1,4 +1,4 @@
-"""The edit map: nothing asked changes nothing, its terms say what they say, killed and resumed = uninterrupted."""
+"""The edit map: nothing asked changes nothing, terms say what they say, killed and resumed is the same."""
 
 from __future__ import annotations
 

@@ -363,7 +363,8 @@ def test_the_product_s_witness_sees_each_picture_by_itself() -> None:
     ).eval()
 
     class Networks:
-        calls: Any = {"identity": 0}
+        def __init__(self) -> None:
+            self.calls = {"identity": 0}
 
         class bundle:
             identity, template_scale = "digest", 0.7
