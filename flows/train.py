@@ -21,7 +21,7 @@ def train(
     bundle: str = "",
     by: str = "train",
 ) -> dict[str, Any]:
-    """Train flow and semantic encoder together; a killed training goes on where it stopped."""
+    """Train an editor; a killed training goes on where it stopped."""
     with story("train", dataset, store, parent, pinned=bundle) as job, device_slot():
         editor = train_editor_step(job, training_config(config))
         bundle = promote_editor(job, editor, by)

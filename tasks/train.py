@@ -86,12 +86,12 @@ def _histograms(labels: pa.Table, attributes: tuple[str, ...]) -> dict[str, list
 
 @step("train")
 def train_editor_step(run: StepRun, config: Any) -> EditorRef:
-    """Train flow and semantic encoder together, resuming where a killed run stopped."""
+    """Train an editor, resuming where a killed run stopped."""
     import torch
 
-    from sdflow_core.method.editing import FlowEditor
     from sdflow_core.method.training import train_editor
     from sdflow_core.method.training_set import make_training_set
+    from sdflow_core.method.witness import PictureWitness
 
     store, dataset = run.store, run.job.dataset
     networks = networks_of(store, run.job.bundle)
@@ -120,11 +120,10 @@ def train_editor_step(run: StepRun, config: Any) -> EditorRef:
         checkpoint,
         lambda done, total, losses: tick("train", done, total),
         settings().device,
+        PictureWitness(networks, data.images, [bundle.attributes.index(name) for name in config.attributes]),
     )
-    editor = FlowEditor(trained.flow, trained.semantic_encoder, networks.digest("encoder"))
-    last = trained.history[-20:]
-    names = sorted({name for losses in last for name in losses})
-    metrics = {n: sum(h[n] for h in last if n in h) / sum(n in h for h in last) for n in names}
+    editor = trained.editor(networks.digest("encoder"))
+    metrics = trained.final_losses()
     card = {
         "title": f"SDFlow editor of dataset {dataset}",
         "attributes": list(config.attributes),

@@ -1,4 +1,4 @@
-"""Small networks that read attributes and identity from codes, so that an edit map can be taught without rendering.
+"""Small networks that read attributes and identity from codes: an edit map is taught without rendering.
 
 A generator and a labeller in the loop cost a hundred times the map itself. Readers are taught once, on the
 training set's own scores and on embeddings of its own renderings, and then asked millions of times. One

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -24,6 +24,11 @@ class CodeSource(Protocol):
     @property
     def attributes(self) -> int:
         """A."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        """Numbers of consecutive rows that are cheap to read together; their sum is N."""
         ...
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,6 +65,11 @@ class TensorSource:
     def attributes(self) -> int:
         """A."""
         return self.scores.shape[1]
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        """One: all rows lie in memory."""
+        return (len(self.codes),)
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """See `CodeSource.read`."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sdflow_core.method.code_source import CodeSource
 from sdflow_core.method.condition import features
+from sdflow_core.method.training_checks import check_score_values, require_finite_rows
 from sdflow_core.records.errors import ContractError
 
 SAMPLE_ROWS = 8192
@@ -32,16 +34,33 @@ class CodeSurvey:
     sample_codes: Tensor  # [M, L, D], every k-th row
     sample_scores: Tensor  # [M, A]
     sums: ConditionSums
+    stride: int = 1  # k
+    present: Tensor = field(default_factory=lambda: torch.zeros(0))  # [A] rows with a score above .5
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it: what a checkpoint knows its codes by."""
+        found = hashlib.sha256(str(self.count).encode())
+        parts = [self.mean, self.std, self.sample_codes, self.sample_scores, self.sums.xx, self.sums.xw]
+        for part in parts:
+            found.update(repr((tuple(part.shape), part.dtype)).encode())
+            found.update(part.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
 
-def survey(source: CodeSource, batch: int = 4096) -> CodeSurvey:
+def survey(source: CodeSource, batch: int = 4096, names: tuple[str, ...] = ()) -> CodeSurvey:
     """Mean, spread, a sample and the sums of the regression on phi(s).
 
     Memory holds one batch, the sample (every k-th row, at most 8,192) and the sums. Sums are taken around the
     first batch's mean, so that codes far from zero lose no digits.
 
+    Args:
+        source: Codes and scores.
+        batch: Rows in memory at once.
+        names: Of the attributes, for errors.
+
     Raises:
-        ContractError: No rows, or a value that is not finite (its row is named).
+        ContractError: No rows, a code that is not finite, a score outside [0, 1]: the row is named.
     """
     rows, dim = source.shape
     if source.rows < 1:
@@ -52,17 +71,12 @@ def survey(source: CodeSource, batch: int = 4096) -> CodeSurvey:
     squares, shift = torch.zeros(rows * dim, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
     codes_kept: list[Tensor] = []
     scores_kept: list[Tensor] = []
-    seen = 0
+    seen, present = 0, torch.zeros(source.attributes, dtype=torch.int64)
     for codes, scores in source.batches(batch):
         flat = codes.flatten(1).double()
-        if not bool(torch.isfinite(flat).all() & torch.isfinite(scores).all()):
-            bad = ~(torch.isfinite(flat).all(1) & torch.isfinite(scores).all(1))
-            raise ContractError(
-                "codes and scores to train on",
-                expected="finite numbers",
-                found="NaN or infinity",
-                where=f"row {seen + int(bad.nonzero()[0, 0])}",
-            )
+        require_finite_rows("codes to train on", flat, seen)
+        check_score_values(scores, names or tuple(map(str, range(source.attributes))), seen)
+        present += (scores > 0.5).sum(0)
         if seen == 0:
             shift = flat.mean(0)
         flat -= shift
@@ -71,8 +85,8 @@ def survey(source: CodeSource, batch: int = 4096) -> CodeSurvey:
         xw += x.T @ flat
         squares += flat.square().sum(0)
         first = -seen % every
-        codes_kept.append(codes[first::every])
-        scores_kept.append(scores[first::every])
+        codes_kept.append(codes[first::every].clone())  # a view would keep the whole batch
+        scores_kept.append(scores[first::every].clone())
         seen += len(flat)
     moved = xw[0] / seen
     variance = (squares - seen * moved.square()).clamp_min(0) / max(seen - 1, 1)
@@ -85,4 +99,6 @@ def survey(source: CodeSource, batch: int = 4096) -> CodeSurvey:
         torch.cat(scores_kept),
         # back to sums of the codes themselves
         ConditionSums(xx, xw + xx[:, :1] * shift),
+        every,
+        present,
     )

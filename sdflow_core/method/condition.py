@@ -1,8 +1,8 @@
-"""What the principal flow and the edit map are given of s: logits, bounded, with a gentle straight continuation.
+"""What the principal flow and the edit map are given of s: logits, bounded, continued by a straight line.
 
 A labeller's scores pile up at 0 and 1, where differences of s say nothing and differences of the logit say a
-lot. If s is a function of w, p(w | s) sits on level sets and a likelihood has no bound; the bound of the logit
-and the noise that training adds to it (`TrainingConfig.s_noise`) keep it finite.
+lot. If s is a function of w, p(w | s) sits on level sets and a likelihood has no bound; the bound of the
+logit and the noise that training adds to it (`TrainingConfig.s_noise`) keep it finite.
 """
 
 from __future__ import annotations

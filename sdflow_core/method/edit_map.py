@@ -21,6 +21,8 @@ from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.solvers import SolverConfig
 from sdflow_core.records.config import Config
 
+_IDENTITY_ROWS = 2048
+
 
 class EditMapConfig(Config):
     """What the edit map is made of, and what it is held to.
@@ -40,8 +42,10 @@ class EditMapConfig(Config):
         kept_solver: Solver of the flow in that term.
         reach: Wanted attributes are drawn evenly with |phi| up to this; edits ask for no more than that.
         several: Share of the codes with more than one attribute changed.
-        identity_rows: Training pictures whose identity is embedded (20 ms each) for the readers.
-        looked_at: Edits of the half-taught map that are rendered, scored and embedded for the readers.
+        identity_rows: Training pictures whose identity is embedded (20 ms each) for the readers; None is as
+            many as the flow has steps, at most 2,048.
+        looked_at: Edits of the half-taught map that are rendered, scored and embedded for the readers; None
+            is three quarters of `identity_rows`.
         readers: The readers it is taught by.
     """
 
@@ -57,13 +61,18 @@ class EditMapConfig(Config):
     kept_solver: SolverConfig = SolverConfig(method="midpoint", steps=2)
     reach: float = Field(default=2.5, gt=0)
     several: float = Field(default=0.25, ge=0, le=1)
-    identity_rows: int = Field(default=2048, ge=1)
-    looked_at: int = Field(default=1536, ge=0)
+    identity_rows: int | None = Field(default=None, ge=1)
+    looked_at: int | None = Field(default=None, ge=0)
     readers: ReaderConfig = ReaderConfig()
 
     def steps_of(self, flow_steps: int) -> int:
         """Optimizer steps of the map after a flow of so many."""
         return self.steps or max(1, round(flow_steps * 2 / 3))
+
+    def pictures_of(self, flow_steps: int) -> tuple[int, int]:
+        """How many training pictures are embedded, and how many edits are looked at."""
+        described = self.identity_rows or min(_IDENTITY_ROWS, max(16, flow_steps))
+        return described, described * 3 // 4 if self.looked_at is None else self.looked_at
 
 
 class EditMap(nn.Module):
@@ -77,7 +86,7 @@ class EditMap(nn.Module):
 
     def __init__(self, size: int, attributes: int, config: EditMapConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.attributes = config, attributes
         width = config.width
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(size))  # spread of a among people

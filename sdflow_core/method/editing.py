@@ -10,11 +10,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import load_model
+from sdflow_core.method.edit_map import EditMap, EditMapConfig
 from sdflow_core.method.editor import EditedBatch, Editor, EditorBase, Prepared, file_metadata
-from sdflow_core.method.flow import ConditionalFlow, FlowConfig
+from sdflow_core.method.flow_kinds import AnyFlow, make_flow, read_flow_config
+from sdflow_core.method.map_editor import MapEditor
+from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.method.solvers import Evaluations, SolverConfig
 from sdflow_core.records.config import Config
@@ -26,6 +29,7 @@ __all__ = [
     "Editor",
     "FlowEditor",
     "LinearEditor",
+    "MapEditor",
     "Prepared",
     "StrengthSearch",
     "load_editor",
@@ -54,7 +58,7 @@ class FlowEditor(EditorBase):
 
     def __init__(
         self,
-        flow: ConditionalFlow,
+        flow: AnyFlow,
         semantic_encoder: SemanticEncoder,
         encoder_digest: str,
         config: EditConfig | None = None,
@@ -126,35 +130,35 @@ class LinearEditor(EditorBase):
         return self.pack({"directions": self.directions}, {})
 
 
-def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEditor | LinearEditor:
+def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEditor | MapEditor | LinearEditor:
     """Rebuild an editor from `to_bytes`.
 
     Raises:
-        ContractError: Not an editor of this project, or a damaged one.
+        ContractError: Not an editor of this project, a damaged one, or one whose weights are of another
+            width, number of layers or set of attributes than it says.
     """
     try:
         document = json.loads(file_metadata(data)["sdflow"])
         kind, config, digest = document["kind"], document["config"], document["encoder_digest"]
         tensors = load_tensors(data)
-        prefix = "semantic."
-        inner = {
-            name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
-        }
-        network = load_model(save_tensors(inner, metadata=document["semantic"]), device=device)
+        network = load_model(
+            save_tensors(_part(tensors, "semantic."), metadata=document["semantic"]), device=device
+        )
         semantic = SemanticEncoder(network)
-        if tuple(document["attributes"]) != semantic.attributes or kind not in (
-            FlowEditor.kind,
-            LinearEditor.kind,
-        ):
-            raise ValueError(f"kind {kind}, attributes {document['attributes']}")
+        if tuple(document["attributes"]) != semantic.attributes:
+            raise ValueError(f"attributes {document['attributes']}, of its network {semantic.attributes}")
         if kind == LinearEditor.kind:
             return LinearEditor(tensors["directions"].to(device), semantic, digest)
-        flow = ConditionalFlow(
-            document["rows"], document["dim"], len(semantic.attributes), FlowConfig(**config["flow"])
-        )
-        prefix = "flow."
-        flow.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        return FlowEditor(flow.to(device), semantic, digest, EditConfig(**config["edit"]))
+        if kind not in (FlowEditor.kind, MapEditor.kind):
+            raise ValueError(f"kind {kind}")
+        count = len(semantic.attributes)
+        flow = make_flow(document["rows"], document["dim"], count, read_flow_config(config["flow"]))
+        _load(flow, _part(tensors, "flow."), "the flow")
+        if kind == FlowEditor.kind or not isinstance(flow, PrincipalFlow):
+            return FlowEditor(flow.to(device), semantic, digest, EditConfig(**config["edit"]))
+        edit_map = EditMap(len(flow.basis), count, EditMapConfig(**config["map"]))
+        _load(edit_map, _part(tensors, "map."), "the edit map")
+        return MapEditor(flow.to(device), edit_map.to(device), semantic, digest)
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ContractError(
             "not an editor file of this project",
@@ -162,6 +166,25 @@ def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEdito
             found=f"{len(data)} bytes: {error}",
             todo="train or import the editor again",
         ) from error
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Fill a module, or say which tensors are of another width, missing or too many."""
+    own = module.state_dict()
+    missing, more = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    other = [
+        f"{name} is {list(tensors[name].shape)}, not {list(own[name].shape)}"
+        for name in sorted(own.keys() & tensors.keys())
+        if own[name].shape != tensors[name].shape
+    ]
+    if missing or more or other:
+        parts = [f"without {missing[:3]}" if missing else "", f"with {more[:3]} too many" if more else ""]
+        raise ValueError(f"weights of {what} do not fit: " + "; ".join(p for p in [*parts, *other[:3]] if p))
+    module.load_state_dict(tensors)
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,14 @@ class FlowConfig(Config):
     """What the flow is made of.
 
     Attributes:
+        kind: Tells the flows apart in a configuration.
         field: The velocity field.
         solver: Solver of `to_base`, `from_base` and `log_prob` unless a call names another.
         end_time: T.
         signed: Give the field 2s - 1 instead of s; the paper gives s.
     """
 
+    kind: Literal["conditional"] = "conditional"
     field: FieldConfig = FieldConfig()
     solver: SolverConfig = SolverConfig()
     end_time: float = Field(default=1.0, gt=0)

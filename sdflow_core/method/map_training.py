@@ -44,12 +44,18 @@ _CHUNK = 16  # pictures a step of the stages that look at pictures
 class Witness(Protocol):
     """What is known of pictures: of the training set's own, and of those that codes render to."""
 
-    def describe(self, rows: Tensor) -> Tensor:
-        """Row numbers [b] of the training set -> unit embeddings [b, F] of their pictures."""
+    @property
+    def knows_people(self) -> bool:
+        """Whether there is an identity network: without one nothing is embedded."""
         ...
 
-    def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [b, L, D] -> labeller's scores [b, A] and unit embeddings [b, F] of their renderings."""
+    def describe(self, rows: Tensor, w_plus: Tensor) -> Tensor:
+        """Row numbers [b] of the training set and their codes -> unit embeddings [b, F] of their pictures."""
+        ...
+
+    def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Codes [b, L, D] -> labeller's scores [b, A] of their renderings and, with `knows_people`, unit
+        embeddings [b, F]."""
         ...
 
 
@@ -65,6 +71,7 @@ class MapTraining:
         config: See `EditMapConfig`.
         flow_steps: Steps of the flow, which the map's follow unless they are given.
         seed: Of every draw.
+        stride: The codes are every so many-th row of the training set.
     """
 
     def __init__(
@@ -76,7 +83,9 @@ class MapTraining:
         config: EditMapConfig,
         flow_steps: int,
         seed: int,
+        stride: int = 1,
     ) -> None:
+        self.stride = stride
         self.flow, self.config, self.device = flow, config, flow.mean.device
         self.codes, self.witness = codes, witness
         with torch.no_grad():
@@ -102,27 +111,27 @@ class MapTraining:
             "identity": reader_optimizer(self.identity, readers),
             "map": torch.optim.Adam(self.map.parameters(), lr=config.learning_rate),
         }
-        self.lengths = self._lengths(len(codes), flow_steps)
+        self.described, self.looked = _pictures(config, len(codes), flow_steps, witness)
+        self.lengths = self.plan(config, len(codes), flow_steps, witness)
         self.rng = torch.Generator().manual_seed(seed + 1)
         self.step, self.history = 0, list[dict[str, float]]()
 
-    def _lengths(self, count: int, flow_steps: int) -> dict[str, int]:
-        config = self.config
+    @staticmethod
+    def plan(config: EditMapConfig, count: int, flow_steps: int, witness: Witness | None) -> dict[str, int]:
+        """Steps of each stage for so many codes, known before anything is trained."""
+        described, looked = _pictures(config, count, flow_steps, witness)
         reading, mapping = config.readers.steps_of(flow_steps), config.steps_of(flow_steps)
-        sees = self.witness is not None
-        self.described = min(config.identity_rows, count) if sees and config.identity > 0 else 0
-        self.looked = min(config.looked_at, self.described or count) if sees else 0
         # the last map is taught at least half of the steps
-        first = max(1, mapping // 3) if self.looked else mapping
-        again = max(1, reading // 2) if self.looked else 0
+        first = max(1, mapping // 3) if looked else mapping
+        again = max(1, reading // 2) if looked else 0
         return {
-            "describe": math.ceil(self.described / _CHUNK),
+            "describe": math.ceil(described / _CHUNK),
             "attributes": reading,
-            "identity": reading if self.described else 0,
+            "identity": reading if described else 0,
             "map": first,
-            "look": math.ceil(self.looked / _CHUNK),
+            "look": math.ceil(looked / _CHUNK),
             "attributes again": again,
-            "identity again": again if self.described else 0,
+            "identity again": again if described else 0,
             "map again": mapping - first,
         }
 
@@ -173,7 +182,7 @@ class MapTraining:
         """Embed the pictures of some training rows."""
         assert self.witness is not None
         rows = torch.arange(done * _CHUNK, min((done + 1) * _CHUNK, self.described))
-        self._keep(self.witness.describe(rows))
+        self._keep(self.witness.describe(rows * self.stride, self.codes[rows]))
         return {}
 
     @torch.no_grad()
@@ -190,7 +199,7 @@ class MapTraining:
         self.scores = torch.cat([self.scores, scores])
         error = ((features(scores) - wanted.clamp(-1.95, 1.95)).abs() * changed).sum() / changed.sum()
         losses = {"looked_aim": float(error)}
-        if self.embeddings is not None:
+        if self.embeddings is not None and known is not None:
             before = self.embeddings[rows.to(self.device)]
             self._keep(known)
             losses["looked_identity"] = float(1.0 - (before * known.to(before)).sum(1).mean())
@@ -201,7 +210,7 @@ class MapTraining:
         self.embeddings = known if self.embeddings is None else torch.cat([self.embeddings, known])
 
     def _rows(self, kind: str, count: int) -> tuple[Tensor, Tensor]:
-        """Draw rows for a reader: (into codes, into what is wanted). Half of them edits, once there are any."""
+        """Draw rows for a reader: (into codes, into what is wanted). Half are edits, once there are any."""
         own = self.described if kind == "identity" else len(self.codes)
         edits = len(self.along) - len(self.codes)
         drawn = torch.randint(own, (count,), generator=self.rng)
@@ -290,6 +299,15 @@ class MapTraining:
         while self.step < self.total:
             after(self.advance())
         return self.map.eval().requires_grad_(False)
+
+
+def _pictures(config: EditMapConfig, count: int, flow_steps: int, witness: Witness | None) -> tuple[int, int]:
+    """(pictures of the training set to embed, edits to look at)."""
+    if witness is None:
+        return 0, 0
+    described, looked = config.pictures_of(flow_steps)
+    described = min(described, count) if witness.knows_people and config.identity > 0 else 0
+    return described, min(looked, described or count)
 
 
 def _schedule(step: int, steps: int, warm_up: int = 20) -> float:

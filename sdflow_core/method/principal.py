@@ -11,7 +11,7 @@ Vanden-Eijnden, "Building normalizing flows with stochastic interpolants", arXiv
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -32,6 +32,7 @@ class PrincipalConfig(Config):
     """What the principal flow is made of.
 
     Attributes:
+        kind: Tells the flows apart in a configuration.
         directions: K, principal directions of the flattened code that the field transports.
         width: Hidden width of the field's network.
         blocks: Residual blocks of the network.
@@ -41,6 +42,7 @@ class PrincipalConfig(Config):
         solver: Solver of `to_base`, `from_base` and `log_prob` unless a call names another.
     """
 
+    kind: Literal["principal"] = "principal"
     directions: int = Field(default=256, ge=1)
     width: int = Field(default=384, ge=1)
     blocks: int = Field(default=2, ge=1)
@@ -52,7 +54,7 @@ class PrincipalConfig(Config):
 class PrincipalFlow(nn.Module):
     """w+ [B, L, D] <-> z [B, L, D] given s [B, A], one state of K numbers.
 
-    The public methods are those of `flow.ConditionalFlow`. Before `fit` it is the identity on zero-mean codes.
+    The public methods are those of `flow.ConditionalFlow`. Before `fit` it is the identity.
 
     Args:
         rows: L.
@@ -181,7 +183,7 @@ class PrincipalFlow(nn.Module):
         solver: SolverConfig | None = None,
         evaluations: Evaluations | None = None,
     ) -> Tensor:
-        """w+ [B, L, D], s [B, A] -> z [B, L, D]: N(0, I), the K numbers along the directions, the rest across.
+        """w+ [B, L, D], s [B, A] -> z [B, L, D]: K numbers along the directions, the rest across.
 
         Raises:
             ContractError: Shapes that do not fit this flow.

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sdflow_core.faces.networks import Networks, to_uint8
-from sdflow_core.method.training import TrainingConfig
+from sdflow_core.method.training_config import TrainingConfig
 from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError
 

@@ -1,7 +1,8 @@
-"""The edit map: nothing asked changes nothing, its terms say what they say, killed and resumed = uninterrupted."""
+"""The edit map: nothing asked changes nothing, terms say what they say, killed and resumed is the same."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -20,7 +21,13 @@ from sdflow_core.records.errors import ContractError
 
 ROWS, DIM, ATTRIBUTES, PEOPLE = 3, 4, 2, 300
 SMALL = EditMapConfig(
-    width=16, blocks=1, steps=5, batch=16, readers=ReaderConfig(width=16, steps=4, batch=16)
+    width=16,
+    blocks=1,
+    steps=5,
+    batch=16,
+    identity_rows=40,
+    looked_at=20,
+    readers=ReaderConfig(width=16, steps=4, batch=16, embedding=6),
 )
 
 
@@ -40,13 +47,31 @@ def flow() -> PrincipalFlow:
     return made.eval().requires_grad_(False)
 
 
-def embeddings(n: int = 100) -> Tensor:
-    made = torch.randn(n, 6, generator=torch.Generator().manual_seed(4))
-    return made / made.norm(dim=1, keepdim=True)
+class Glance:
+    """A witness of pictures that are their codes: it knows what it saw and how often it was asked."""
+
+    def __init__(self, *, knows_people: bool = True) -> None:
+        self.knows_people, self.described, self.looked = knows_people, list[int](), 0
+        self.eyes = torch.randn(ROWS * DIM, 6, generator=torch.Generator().manual_seed(4))
+
+    def person(self, w_plus: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(w_plus.flatten(1) @ self.eyes, dim=1)
+
+    def describe(self, rows: Tensor, w_plus: Tensor) -> Tensor:
+        assert torch.equal(w_plus, people()[0][rows])
+        self.described += rows.tolist()
+        return self.person(w_plus)
+
+    def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.looked += len(w_plus)
+        scores = torch.sigmoid(w_plus.flatten(1)[:, :ATTRIBUTES])
+        return scores, self.person(w_plus) if self.knows_people else None
 
 
-def training(flow: PrincipalFlow, config: EditMapConfig = SMALL, known: Tensor | None = None) -> MapTraining:
-    return MapTraining(flow, *people(), known, config, flow_steps=6, seed=0)
+def training(
+    flow: PrincipalFlow, config: EditMapConfig = SMALL, witness: Glance | None = None
+) -> MapTraining:
+    return MapTraining(flow, *people(), witness, config, flow_steps=6, seed=0)
 
 
 def test_asking_for_what_is_there_changes_nothing_at_all(flow: PrincipalFlow) -> None:
@@ -121,16 +146,18 @@ def test_what_is_asked_for_is_drawn_within_reach(flow: PrincipalFlow) -> None:
     assert 0.1 < several < SMALL.several
 
 
-def test_killed_and_resumed_equals_uninterrupted(flow: PrincipalFlow) -> None:
-    whole = training(flow, known=embeddings())
+def test_killed_and_resumed_equals_uninterrupted_in_every_stage(flow: PrincipalFlow) -> None:
+    whole = training(flow, witness=Glance())
     whole.run(lambda losses: None)
-    assert {name.split("_")[0] for losses in whole.history for name in losses} == {"reader", "map"}
-    for killed_after in (2, 6, 10):
-        first = training(flow, known=embeddings())
+    names = {name for losses in whole.history for name in losses}
+    assert {"reader_attributes", "reader_identity", "map_kept", "looked_aim", "looked_identity"} <= names
+    ends = torch.tensor([whole.lengths[stage] for stage in STAGES]).cumsum(0).tolist()
+    for killed_after in [1, *[end + 1 for end in ends[:-1]]]:
+        first = training(flow, witness=Glance())
         for _ in range(killed_after):
             first.advance()
-        saved = first.state()
-        second = training(flow, known=embeddings())
+        saved = copy.deepcopy(first.state())
+        second = training(flow, witness=Glance())
         second.restore(saved)
         torch.manual_seed(999)
         made = second.run(lambda losses: None)
@@ -139,17 +166,47 @@ def test_killed_and_resumed_equals_uninterrupted(flow: PrincipalFlow) -> None:
             assert torch.equal(value, whole.map.state_dict()[name]), name
 
 
-def test_stages_follow_each_other_and_identity_is_left_out_without_embeddings(flow: PrincipalFlow) -> None:
-    with_people, without = training(flow, known=embeddings()), training(flow)
-    assert with_people.total == 4 + 4 + 5
-    assert without.lengths["identity"] == 0 and without.total == 4 + 5
+def test_stages_follow_each_other_and_pictures_are_looked_at_once(flow: PrincipalFlow) -> None:
+    witness = Glance()
+    teaching = training(flow, witness=witness)
+    assert teaching.total == sum(MapTraining.plan(SMALL, PEOPLE, 6, witness).values())
     seen: list[str] = []
-    while with_people.step < with_people.total:
-        seen.append(with_people.place()[0])
-        with_people.advance()
+    while teaching.step < teaching.total:
+        seen.append(teaching.place()[0])
+        teaching.advance()
     assert list(dict.fromkeys(seen)) == list(STAGES)
-    without.run(lambda losses: None)
-    assert not any("map_identity" in losses for losses in without.history)
+    assert witness.described == list(range(40)) and witness.looked == 20
+    assert len(teaching.along) == PEOPLE + 20 and teaching.embeddings is not None
+    assert len(teaching.embeddings) == 60
+
+
+def test_without_a_witness_the_map_learns_from_codes_and_scores_alone(flow: PrincipalFlow) -> None:
+    alone = training(flow)
+    assert alone.total == 4 + 5  # readers of attributes, the map
+    alone.run(lambda losses: None)
+    assert not any("map_identity" in losses for losses in alone.history)
+
+
+def test_a_witness_that_knows_no_people_is_only_asked_what_pictures_show(flow: PrincipalFlow) -> None:
+    witness = Glance(knows_people=False)
+    teaching = training(flow, witness=witness)
+    teaching.run(lambda losses: None)
+    assert not witness.described and witness.looked == 20
+    assert teaching.embeddings is None and teaching.lengths["identity again"] == 0
+
+
+def test_what_was_looked_at_is_what_the_readers_learn_from(flow: PrincipalFlow) -> None:
+    teaching = training(flow, witness=Glance(knows_people=False))
+    while teaching.place()[0] != "attributes again":
+        teaching.advance()
+    rows, wanted = teaching._rows("attributes", 16)
+    assert torch.equal(rows, wanted)
+    assert (rows[:8] >= PEOPLE).all() and (rows[8:] < PEOPLE).all()
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4, (16, 12)), (100, (100, 75)), (9999, (2048, 1536))])
+def test_a_short_training_looks_at_few_pictures(steps: int, expected: tuple[int, int]) -> None:
+    assert EditMapConfig().pictures_of(steps) == expected
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(flow: PrincipalFlow) -> None:
@@ -160,12 +217,6 @@ def test_a_loss_that_is_not_finite_stops_the_training(flow: PrincipalFlow) -> No
         broken.map.first.bias.fill_(math.nan)
     with pytest.raises(ContractError, match="diverged"):
         broken.advance()
-
-
-@pytest.mark.parametrize("rows", [0, PEOPLE + 1])
-def test_embeddings_of_other_rows_are_refused(flow: PrincipalFlow, rows: int) -> None:
-    with pytest.raises(ContractError, match="identity embeddings"):
-        training(flow, known=torch.zeros(rows, 6))
 
 
 def test_identity_loss_is_the_angle() -> None:

@@ -1,0 +1,36 @@
+"""Which flows there are, told apart by the `kind` of their configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+from sdflow_core.method.flow import ConditionalFlow, FlowConfig
+from sdflow_core.method.principal import PrincipalConfig, PrincipalFlow
+
+AnyFlowConfig: TypeAlias = Annotated[PrincipalConfig | FlowConfig, Field(discriminator="kind")]
+AnyFlow: TypeAlias = PrincipalFlow | ConditionalFlow
+
+_configs: TypeAdapter[PrincipalConfig | FlowConfig] = TypeAdapter(AnyFlowConfig)
+
+
+def read_flow_config(values: dict[str, Any]) -> PrincipalConfig | FlowConfig:
+    """A flow's configuration from plain values; files older than `kind` hold conditional flows.
+
+    Raises:
+        pydantic.ValidationError: An unknown kind, or values that it does not have.
+    """
+    return _configs.validate_python({"kind": "conditional", **values})
+
+
+def make_flow(rows: int, dim: int, attributes: int, config: PrincipalConfig | FlowConfig) -> AnyFlow:
+    """The flow of this configuration for codes [L, D] and A attributes, not yet trained.
+
+    Example:
+        >>> type(make_flow(2, 3, 1, PrincipalConfig(directions=4))).__name__
+        'PrincipalFlow'
+    """
+    if isinstance(config, PrincipalConfig):
+        return PrincipalFlow(rows, dim, attributes, config)
+    return ConditionalFlow(rows, dim, attributes, config)
