@@ -285,7 +285,9 @@ def edit(
     targets: Annotated[
         list[str],
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="smiling=0.9 or smiling=flip; repeat for several at once."
+            "--set",
+            metavar="NAME=VALUE",
+            help="smiling=0.9, smiling=+0.3, smiling=-0.2 or smiling=flip; repeat for several together.",
         ),
     ],
     dry_run: Annotated[
@@ -326,28 +328,25 @@ def _say_how_to_look(facts: dict[str, Any]) -> None:
 
 
 def _request(targets: list[str]) -> dict[str, float | str]:
+    from sdflow_core.method.request import checked_target
     from sdflow_core.records.errors import ContractError
 
     request: dict[str, float | str] = {}
     for target in targets:
-        name, equals, value = target.partition("=")
+        name, equals, value = (part.strip() for part in target.partition("="))
+        if not equals or not name or not value or name in request:
+            raise ContractError("--set", expected="NAME=VALUE, each name once", found=target)
         try:
-            number: float | str = "flip" if value == "flip" else float(value)
+            # a sign makes it a change of the score that is read now
+            request[name] = checked_target(value if value == "flip" or value[0] in "+-" else float(value))
         except ValueError:
-            equals = ""
-            number = 0.0
-        if not equals or not name or name in request:
             raise ContractError(
-                "--set", expected="NAME=VALUE, each name once, VALUE a number in [0, 1] or flip", found=target
-            )
-        if number != "flip" and not 0.0 <= float(number) <= 1.0:
-            raise ContractError(
-                f"the strength asked of {name}",
-                expected="a value in [0, 1], or flip",
+                f"what is asked of {name}",
+                expected="a value in [0, 1]; or a change such as +0.3 or -0.2, at most 1; or flip",
                 found=value,
+                where="--set",
                 todo="0 is certainly absent, 1 certainly present, as the labeller reads it",
-            )
-        request[name] = number
+            ) from None
     return request
 
 

@@ -42,7 +42,8 @@ def variants_of(requests: list[dict[str, Any]]) -> tuple[Any, ...]:
     """Requests as a person writes them -> checked variants.
 
     Raises:
-        ContractError: A target that is neither in [0, 1] nor `flip`, naming the attribute and the bound.
+        ContractError: A target that is no score in [0, 1], no change of it and not `flip`; names the
+            attribute and what was expected.
     """
     from pydantic import ValidationError
 
@@ -53,7 +54,9 @@ def variants_of(requests: list[dict[str, Any]]) -> tuple[Any, ...]:
     except ValidationError as error:
         what = "; ".join(str(e["msg"]).removeprefix("Value error, ") for e in error.errors())
         raise ContractError(
-            "the request", found=what, expected="attribute=VALUE with VALUE in [0, 1], or attribute=flip"
+            "the request",
+            found=what,
+            expected="attribute=VALUE with VALUE in [0, 1], attribute=+CHANGE or -CHANGE, or attribute=flip",
         ) from None
     if not variants:
         raise ContractError(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from sdflow_core.records.config import DatasetRef, PlanRef
 from sdflow_core.records.errors import ContractError, CorruptError, NotFoundError
 from sdflow_core.records.keys import row_key
+from sdflow_core.records.store import Store
 from sdflow_core.records.tables import BASE_COLUMNS, Table, wplus_column
 from sdflow_core.streaming import Stage, Through, batched, flattened
 from tasks import recipes
@@ -108,20 +109,35 @@ class _Crops:
 
     def decode(self, item: tuple[int, dict[str, Any], bytes]) -> Any:
         """The pixels, if they are those that were recorded."""
-        from sdflow_core.faces.pixels import pixel_digest, read_png
-
         place, row, data = item
-        if not data:
-            self.lost[place] = LOST_CROP
-            return self.blank
-        try:
-            picture = read_png(data)
-        except (ContractError, CorruptError):
-            picture = None
-        if picture is None or pixel_digest(picture) != row["crop_sha256"]:
-            self.lost[place] = CHANGED_CROP
+        picture, why = checked_crop(row, data)
+        if picture is None:
+            self.lost[place] = why
             return self.blank
         return picture
+
+
+def checked_crop(row: dict[str, Any], data: bytes) -> tuple[Any, str]:
+    """The pixels of a file that are those which a row of `faces` recorded; or None, and why not."""
+    from sdflow_core.faces.pixels import pixel_digest, read_png
+
+    if not data:
+        return None, LOST_CROP
+    try:
+        picture = read_png(data)
+    except (ContractError, CorruptError):
+        return None, CHANGED_CROP
+    return (picture, "") if pixel_digest(picture) == row["crop_sha256"] else (None, CHANGED_CROP)
+
+
+def read_crop(store: Store, row: dict[str, Any] | None, shape: tuple[int, int, int]) -> tuple[Any, str]:
+    """The crop of a row of `faces`, of this shape; or None, and why not."""
+    try:
+        data = store.read(row["crop"]) if row is not None else b""
+    except NotFoundError:
+        data = b""
+    picture, why = checked_crop(row or {}, data)
+    return (None, CHANGED_CROP) if picture is not None and picture.shape != shape else (picture, why)
 
 
 def _base_columns(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sdflow_core.method.rendering import EditConfig
     from sdflow_core.weights.model_store import Bundle
 
-VERSIONS = {"ingest": 2, "invert": 1, "label": 1, "train": 2, "edit": 1, "publish": 1, "pretrain": 2}
+VERSIONS = {"ingest": 2, "invert": 1, "label": 1, "train": 2, "edit": 2, "publish": 1, "pretrain": 2}
 MICRO_BATCH = 16
 _EDIT_MODELS = ("editor", "generator", "encoder", "labeller", "identity", "judge")
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from sdflow_core.method.request import change_of
 from sdflow_core.records.ahead import ahead
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import sha256_hex
@@ -116,7 +117,22 @@ def edit_run_document(store: Store, edit_run: str) -> dict[str, Any]:
 
 def wanted_side(row: dict[str, Any], index: int, target: Any) -> bool:
     """Whether an edit was asked to show the attribute, by the labels before it."""
-    return row["labels_before"][index] < 0.5 if target == "flip" else float(target) >= 0.5
+    goal = wanted_score(row, index, target)
+    return row["labels_before"][index] < 0.5 if goal is None else goal >= 0.5
+
+
+def wanted_score(row: dict[str, Any], index: int, target: Any) -> float | None:
+    """Score that an edit was asked for, by the labels before it; None for a flip."""
+    if target == "flip":
+        return None
+    change = change_of(target)
+    return float(target) if change is None else min(max(row["labels_before"][index] + change, 0.0), 1.0)
+
+
+def _aim_errors(rows: list[dict[str, Any]], index: int, target: Any, labels: str) -> list[float]:
+    """Distances of what is read from what was asked for; none for flips, which ask for no value."""
+    goals = [wanted_score(row, index, target) for row in rows]
+    return [abs(r[labels][index] - g) for r, g in zip(rows, goals, strict=True) if g is not None]
 
 
 def edit_metrics(store: Store, edit_run: str) -> dict[str, Any]:
@@ -161,6 +177,10 @@ def edit_metrics(store: Store, edit_run: str) -> dict[str, Any]:
                 "preservation": _mean(same),
                 "identity": _median([row["identity"] for row in of]),
                 "strength": _mean([row["strength"] for row in of]),
+                "tries": _mean([row["tries"] for row in of]),
+                "capped": sum(bool(row["capped"]) for row in of),
+                "aim_error": _mean(_aim_errors(of, i, target, "labels_after")),
+                "judge_aim_error": _mean(_aim_errors(of, i, target, "judge_after")),
             }
             hits += hit
             judged += jury
@@ -219,8 +239,12 @@ def page_key(document: dict[str, Any], number: int) -> str:
 
 
 def _heading(targets: dict[str, Any]) -> str:
-    said = (f"{n}: the opposite" if t == "flip" else f"{n} to {t:g}" for n, t in sorted(targets.items()))
-    return ", ".join(said)
+    def said(target: Any) -> str:
+        if target == "flip":
+            return ": the opposite"
+        return f" by {target}" if change_of(target) is not None else f" to {target:g}"
+
+    return ", ".join(f"{name}{said(target)}" for name, target in sorted(targets.items()))
 
 
 def _draw(
@@ -263,7 +287,8 @@ def _caption(row: dict[str, Any], targets: dict[str, Any], names: list[str]) -> 
         f"{n} {row['labels_before'][names.index(n)]:.2f} to {row['labels_after'][names.index(n)]:.2f}"
         for n in sorted(targets)
     ]
-    return f"{row['row_key'][:8]}  {', '.join(parts)}  identity {row['identity']:.2f}"
+    capped = "  capped" if row.get("capped") else ""
+    return f"{row['row_key'][:8]}  {', '.join(parts)}  identity {row['identity']:.2f}{capped}"
 
 
 @step("report")

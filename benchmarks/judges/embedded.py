@@ -224,12 +224,12 @@ class Bench:
         header = self._csv.split(b"\n", 1)[0].decode("utf-8-sig").strip().lower().split(",")
         for kind, suffix in (("labeller", ""), ("judge", "_second")):
             network = self.network(kind)
-            known = tuple(name for name in network.attributes if _column(name) in header)
-            labels = read_labels(self._csv, tuple(_column(name) for name in known))
+            known = tuple(name for name in network.attributes if column_of(name) in header)
+            labels = read_labels(self._csv, tuple(column_of(name) for name in known))
             labelled = np.array([name in labels for name in self.test.names])
             nothing = [float("nan")] * len(known)
             truth = np.array([labels.get(name, nothing) for name in self.test.names])
-            opposite = [name in _OPPOSITE for name in known]
+            opposite = [is_opposite(name) for name in known]
             truth[:, opposite] = 1.0 - truth[:, opposite]
             scores = predict(network, self.test.images)
             for i, name in enumerate(known):
@@ -376,6 +376,11 @@ def _rounded(value: Any) -> Any:
     return round(value, 5) if isinstance(value, float) else value
 
 
-def _column(attribute: str) -> str:
+def column_of(attribute: str) -> str:
     """An attribute's column of LFW's table, in small letters."""
     return _COLUMNS.get(attribute, attribute.lower())
+
+
+def is_opposite(attribute: str) -> bool:
+    """Whether LFW's table states the attribute the other way round."""
+    return attribute in _OPPOSITE

@@ -94,7 +94,7 @@ def load_photographs(
     kept = cache / f"photographs-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if not kept.is_file():
         arrays = _prepare(archive, test, resolution, template_scale, detector, rows, whole_chips)
-        _keep(kept, arrays)
+        keep_arrays(kept, arrays)
     with np.load(kept, allow_pickle=False) as held:
         return Photographs(
             held["images"], held["points"], held["chips"], tuple(held["names"].tolist()), int(held["dropped"])
@@ -193,7 +193,7 @@ def _members(archive: Path, wanted: set[str]) -> Generator[tuple[str, bytes]]:
                     yield member.name, stream.read()
 
 
-def _keep(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
+def keep_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
     """Write beside, then rename: a killed benchmark leaves no half cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".npz")
@@ -216,7 +216,7 @@ def remembered(cache: Path, key: str, compute: Callable[[], NDArray[np.float32]]
     """
     path = cache / f"described-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if not path.is_file():
-        _keep(path, {"rows": compute()})
+        keep_arrays(path, {"rows": compute()})
     with np.load(path, allow_pickle=False) as held:
         return held["rows"]
 

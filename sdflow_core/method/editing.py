@@ -1,10 +1,8 @@
-"""Two editors, the flow and a linear direction, and the search for the strength of an edit."""
+"""Two editors, the flow and a linear direction. What to ask of them is found by `aiming`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError
@@ -31,9 +29,7 @@ __all__ = [
     "LinearEditor",
     "MapEditor",
     "Prepared",
-    "StrengthSearch",
     "load_editor",
-    "search_strength",
 ]
 
 EDIT_SOLVER = SolverConfig(method="midpoint", steps=4)
@@ -185,123 +181,3 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
         parts = [f"without {missing[:3]}" if missing else "", f"with {more[:3]} too many" if more else ""]
         raise ValueError(f"weights of {what} do not fit: " + "; ".join(p for p in [*parts, *other[:3]] if p))
     module.load_state_dict(tensors)
-
-
-@dataclass(frozen=True)
-class StrengthSearch:
-    """Result of `search_strength`, rows in the order of the input."""
-
-    edited: EditedBatch
-    images: Tensor  # [B, 3, H, W] rendered edits
-    scores: Tensor  # [B, A] of those images
-    strength: Tensor  # [B]; 0 = was there already, so nothing was changed
-    reached: Tensor  # [B] bool
-
-
-def search_strength(
-    editor: Editor,
-    w_plus: Tensor,
-    images: Tensor | None,
-    attribute: int,
-    wanted: Tensor,
-    render: Callable[[Tensor], Tensor],
-    score: Callable[[Tensor], Tensor],
-    strengths: Sequence[float] = (0.7, 1.0, 1.4, 2.0, 2.8),
-    *,
-    s_before: Tensor | None = None,
-    scores_before: Tensor | None = None,
-    tolerance: float = 0.05,
-    least_step: float = 0.2,
-    micro_batch: int = 16,
-    read: int | None = None,
-) -> StrengthSearch:
-    """Per row the smallest strength whose rendered score reaches the wanted one, else the largest.
-
-    z is computed once; after each strength only unfinished rows are rendered again. Every call of the
-    networks sees exactly `micro_batch` rows (the last ones repeated), so that a row's result does not hang
-    on how many neighbours it has.
-
-    Args:
-        editor: Any editor.
-        w_plus: [B, L, D].
-        images: What to read s from, [B, 3, H, W]; None needs `s_before`.
-        attribute: Index of the attribute to change; the others are asked to stay.
-        wanted: Score to reach [B] in [0, 1], from whichever side the row comes.
-        render: w+ [b, L, D] -> images [b, 3, H, W].
-        score: images -> scores [b, A].
-        strengths: To try, ascending.
-        s_before: s [B, A]; None reads it from the images.
-        scores_before: Scores of the unedited rows [B, A]; None scores the rendered `w_plus`.
-        tolerance: A score so near the wanted one has reached it (a sigmoid never gives 1).
-        least_step: Least change of s at strength 1, towards the wanted side: s and the score may disagree on
-            where a row is.
-        micro_batch: Rows a call.
-        read: Column of the scores that reads the attribute, where they are not in the editor's order.
-
-    Raises:
-        ContractError: Strengths not ascending and positive, no rows, or an attribute that the editor does
-            not have.
-    """
-    tries = [float(value) for value in strengths]
-    column = attribute if read is None else read
-    if (
-        not tries
-        or tries[0] <= 0
-        or tries != sorted(tries)
-        or not 0 <= attribute < len(editor.attributes)
-        or len(w_plus) == 0
-    ):
-        raise ContractError(
-            "strength search",
-            expected=f"rows, ascending positive strengths, attribute index below {len(editor.attributes)}",
-            found=f"{len(w_plus)} rows, strengths {tries}, attribute {attribute}",
-        )
-
-    def batched(call: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-        return torch.cat([call(*group)[:n] for n, group in _padded(parts, micro_batch)])
-
-    if s_before is None:
-        if images is None:
-            raise ContractError("attributes before the edit", expected="s_before or images", found="neither")
-        s_before = batched(editor.encode_semantics, images)
-    with torch.no_grad():
-        pictures = batched(render, w_plus)
-        scores = batched(score, pictures)
-        before = (scores_before if scores_before is not None else scores)[:, column]
-        wanted = wanted.to(before)
-        side = torch.where(wanted >= before, 1.0, -1.0)  # [B] which way to go
-        reached = (side * (before - wanted)) >= -tolerance
-        targets = s_before.clone()
-        gap = side * (wanted - s_before[:, attribute])
-        targets[:, attribute] += side * gap.clamp_min(least_step)
-        groups = [editor.prepare(*group) for _, group in _padded((w_plus, s_before), micro_batch)]
-        fields = [
-            torch.cat([getattr(g, name) for g in groups])[: len(w_plus)] for name in ("base", "decoded")
-        ]
-        prepared = Prepared(w_plus, s_before, *fields, nfe=groups[0].nfe)
-        codes, strength, nfe = w_plus.clone(), torch.zeros_like(before), prepared.nfe
-        for value in tries:
-            rest = torch.nonzero(~reached)[:, 0]
-            if len(rest) == 0:
-                break
-            for n, (rows,) in _padded((rest,), micro_batch):
-                result = editor.apply(prepared.take(rows), targets[rows], value)
-                shown = render(result.w_plus)
-                seen = score(shown)
-                keep = rows[:n]
-                codes[keep], pictures[keep], scores[keep] = result.w_plus[:n], shown[:n], seen[:n]
-                strength[keep] = value
-                reached[keep] = (side[keep] * (seen[:n, column] - wanted[keep])) >= -tolerance
-                nfe = max(nfe, result.nfe)
-    edited = EditedBatch(codes, w_plus, (codes - w_plus).flatten(1).norm(dim=1), nfe)
-    return StrengthSearch(edited, pictures, scores, strength, reached)
-
-
-def _padded(parts: tuple[Tensor, ...], size: int) -> list[tuple[int, tuple[Tensor, ...]]]:
-    """Cut tensors into groups of exactly `size` rows, the last one repeated: [(rows that count, group)]."""
-    out: list[tuple[int, tuple[Tensor, ...]]] = []
-    total = len(parts[0])
-    for start in range(0, total, size):
-        index = torch.arange(start, start + size).clamp_max(total - 1).to(parts[0].device)
-        out.append((min(size, total - start), tuple(part[index] for part in parts)))
-    return out

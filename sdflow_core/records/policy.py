@@ -10,11 +10,11 @@ import os
 import posixpath
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from sdflow_core.method.request import EditConfig
+from sdflow_core.method.request import EditConfig, Target, change_of
 
 from .addresses import checked_address, is_remote
 from .config import Config
@@ -27,15 +27,6 @@ __all__ = ["DatasetPolicy", "EditGates", "Limit", "NightlyPolicy", "load_policy"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-def _target(value: Any) -> Any:
-    # before the union: its branches would report one mistake twice
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value != "flip" and not (number and 0.0 <= value <= 1.0):
-        raise ValueError("expected a score in [0, 1], or flip")
-    return float(value) if number else value
-
-
-Target = Annotated[Share | Literal["flip"], BeforeValidator(_target)]
 Request = dict[str, Target]
 _SOME: Any = {"minItems": 1}  # for the form; an item that is wrong itself must not count as missing too
 
@@ -62,16 +53,24 @@ class EditGates(Config):
     """How requests are carried out and what holds an edit back; a value left out keeps the default.
 
     Attributes:
-        strengths: Tried in this order until the target is reached.
+        furthest: Greatest |phi(s')| that is asked of the editor.
+        accepted_error: A score so near to the wanted value passes.
         flip_to: Score that a flip aims at on the present side; 1 - flip_to on the absent side.
-        min_identity: Least cosine between edit and reconstruction.
+        min_identity: Least cosine between edit and what it starts from.
         max_other_change: Greatest mean change of the scores of attributes that were to be held.
+        min_reconstruction_db: Least PSNR of the reconstruction against the crop, in dB.
+        hold: Correct the other attributes of the editor while the labeller sees them drift.
+        carry_residual: Add what the reconstruction missed of the crop where the edit changed little.
     """
 
-    strengths: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] | None = Field(default=None, min_length=1)
+    furthest: float | None = Field(default=None, gt=0.0, le=50.0)
+    accepted_error: Share | None = None
     flip_to: float | None = Field(default=None, gt=0.5, lt=1.0)
     min_identity: float | None = Field(default=None, ge=-1.0, le=1.0)
     max_other_change: Share | None = None
+    min_reconstruction_db: float | None = Field(default=None, ge=0.0, le=100.0)
+    hold: bool | None = None
+    carry_residual: bool | None = None
 
     def overrides(self) -> dict[str, Any]:
         """Only what was given, for `EditConfig`."""
@@ -85,7 +84,8 @@ class DatasetPolicy(Config):
         dataset: Its name.
         source: Folder or prefix of its pictures; a relative path is relative to the policy file.
         consent: Its consent list; a path like `source`.
-        requests: Each is one edit of every source: attribute -> score in [0, 1], or `flip`.
+        requests: Each is one edit of every source: attribute -> score in [0, 1], or `flip`, or a change of
+            the score in quotes, such as "+0.3".
         allowed: Attributes that may be edited, and how far; what is not named may not be edited.
         gates: How requests are carried out, where it is not the default.
         enabled: False leaves the dataset out, without forgetting its policy.
@@ -140,13 +140,25 @@ class DatasetPolicy(Config):
             if limit is None:
                 reasons.append(f"{at} is not allowed, only {', '.join(sorted(self.allowed)) or 'nothing'} is")
                 continue
-            # a flip goes to one side or the other, as each picture asks: both must be allowed
-            asked = (1.0 - flip_to, flip_to) if target == "flip" else (float(target),)
+            asked = _ends(target, flip_to)
             if min(asked) < limit.low - 1e-9:
                 reasons.append(f"{at} asks for {min(asked):.4g}, low is {limit.low:g}")
             if max(asked) > limit.high + 1e-9:
                 reasons.append(f"{at} asks for {max(asked):.4g}, high is {limit.high:g}")
         return reasons
+
+
+def _ends(target: float | str, flip_to: float) -> tuple[float, ...]:
+    """The least and the greatest score that a request may ask for; a picture decides which.
+
+    All of them must be allowed: what a request may do is known before anything runs, and hangs on no row.
+    """
+    if target == "flip":
+        return 1.0 - flip_to, flip_to
+    change = change_of(target)
+    if change is None:
+        return (float(target),)
+    return (change, 1.0) if change > 0 else (0.0, 1.0 + change)
 
 
 class NightlyPolicy(Config):

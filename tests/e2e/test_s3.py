@@ -47,7 +47,9 @@ requests = [{ young = "flip" }, { smiling = 0.2 }]
 allowed = { young = {}, smiling = { low = 0.1, high = 0.3 } }
 gates = GATES
 """
-GATES = "{ strengths = [2.0, 5.0, 9.0], flip_to = 0.51, min_identity = -1.0, max_other_change = 1.0 }"
+GATES = (
+    "{ furthest = 30.0, accepted_error = 1.0, flip_to = 0.51, min_identity = -1.0, max_other_change = 1.0 }"
+)
 
 
 @dataclass

@@ -89,7 +89,7 @@ def edits(store: Store, dataset: str) -> list[dict[str, Any]]:
 
 def test_two_datasets_each_by_its_own_policy(opened: Store, photos: Path) -> None:
     one = part("one", photos)
-    two = part("two", photos, requests=[{"smiling": 0.1, "young": 0.9}], gates={"strengths": [0.5]})
+    two = part("two", photos, requests=[{"smiling": 0.1, "young": 0.9}], gates={"furthest": 2.5})
     (photos.parent / "two.csv").write_text(
         "source,subject,attributes,expires,evidence\n*,ann,smiling,,form\n"
     )

@@ -41,6 +41,10 @@ def test_a_good_policy_and_its_digest() -> None:
         ({"requests": [{"smiling": 1.2}]}, ["datasets.0.requests.0.smiling", "[0, 1], or flip"]),
         ({"requests": [{"smiling": float("nan")}]}, ["datasets.0.requests.0.smiling", "[0, 1], or flip"]),
         ({"requests": [{"smiling": True}]}, ["datasets.0.requests.0.smiling", "[0, 1], or flip"]),
+        ({"requests": [{"smiling": "+0.3"}]}, ["smiling=+0.3", "asks for 1", "high is 0.9"]),
+        ({"requests": [{"smiling": "-0.2"}]}, ["smiling=-0.2", "asks for 0", "low is 0.1"]),
+        ({"requests": [{"young": "+1.3"}]}, ["datasets.0.requests.0.young", "a change such as"]),
+        ({"requests": [{"young": "+0"}]}, ["datasets.0.requests.0.young", "a change such as"]),
         ({"requests": [{}]}, ["datasets.0.requests", "at least one"]),
         ({"requests": []}, ["datasets.0.requests", "at least one"]),
         ({"requests": [{"smiling": 0.8}, {"smiling": 0.8}]}, ["datasets.0.requests", "twice"]),
@@ -63,6 +67,13 @@ def test_a_flip_asks_for_what_its_own_aim_is() -> None:
     limits = {"smiling": {"low": 0.3, "high": 0.7}}
     asked = policy(requests=[{"smiling": "flip"}], allowed=limits, gates={"flip_to": 0.7})
     assert asked.datasets[0].gates.overrides() == {"flip_to": 0.7}
+
+
+def test_a_change_is_allowed_where_all_that_it_may_end_at_is() -> None:
+    up = policy(requests=[{"smiling": "+0.30"}], allowed={"smiling": {"low": 0.3}})
+    down = policy(requests=[{"smiling": "-0.2"}], allowed={"smiling": {"high": 0.8}})
+    assert up.datasets[0].requests == ({"smiling": "+0.3"},)
+    assert down.datasets[0].requests == ({"smiling": "-0.2"},)
 
 
 def test_each_dataset_once_and_at_least_one() -> None:
