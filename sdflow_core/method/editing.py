@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from sdflow_core.faces.checkpoint import load_model
 from sdflow_core.method.edit_map import EditMap, EditMapConfig
 from sdflow_core.method.editor import EditedBatch, Editor, EditorBase, Prepared, file_metadata
+from sdflow_core.method.flow import ConditionalFlow
 from sdflow_core.method.flow_kinds import AnyFlow, make_flow, read_flow_config
+from sdflow_core.method.inversion_free import inversion_free_edit
 from sdflow_core.method.map_editor import MapEditor
 from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.semantic_encoder import SemanticEncoder
@@ -41,10 +43,13 @@ class EditConfig(Config):
     Attributes:
         solver: Both ways.
         corrected: Return w + D(z, s') - D(z, s) instead of D(z, s'): the solver's round trip error cancels.
+        inversion_free: Do not invert at all (`inversion_free.py`); `solver.steps` steps, the method is ignored. For
+            flows trained by matching.
     """
 
     solver: SolverConfig = EDIT_SOLVER
     corrected: bool = True
+    inversion_free: bool = False
 
 
 class FlowEditor(EditorBase):
@@ -72,6 +77,8 @@ class FlowEditor(EditorBase):
         """
         self.require(w_plus, s)
         cost = Evaluations()
+        if self.config.inversion_free:  # the edit starts from the code itself
+            return Prepared(w_plus, s, w_plus, w_plus, 0)
         z = self.flow.to_base(w_plus, s, self.config.solver, cost)
         decoded = self.flow.from_base(z, s, self.config.solver, cost) if self.config.corrected else w_plus
         return Prepared(w_plus, s, z, decoded, cost.count)
@@ -79,6 +86,9 @@ class FlowEditor(EditorBase):
     def move(self, prepared: Prepared, s_after: Tensor) -> tuple[Tensor, int]:
         """See `EditorBase.move`."""
         cost = Evaluations()
+        if self.config.inversion_free:
+            w, s, steps = prepared.w_plus, prepared.s, self.config.solver.steps
+            return inversion_free_edit(self.flow, w, s, s_after, steps, evaluations=cost), cost.count
         edited = self.flow.from_base(prepared.base, s_after, self.config.solver, cost)
         if self.config.corrected:
             edited = prepared.w_plus + (edited - prepared.decoded)

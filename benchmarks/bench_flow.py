@@ -1,0 +1,186 @@
+"""Edits and training steps of the flow against the published way, on one set of trained weights, in one run.
+
+Usage: `python benchmarks/bench_flow.py [--wplus FOLDER] [--rounds 3] [--json]`
+
+Reference: dopri5 at 1e-5 both ways with Hutchinson's divergence. `edit`: the same weights by a fixed grid, state path
+only; `edit4`: four edits of one image, z computed once. `default`: principal flow (z) and edit map. All rows are
+timed in turn (A B A B ..), medians; ratios are images a second against the reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flow_codes
+import torch
+from flow_reference import PublishedField, published_edit, published_step
+from flow_training import (
+    FAST_TRAINING,
+    fast_step,
+    fitted_principal,
+    matching_step,
+    peak_bytes,
+    trained_published,
+)
+from torch import Tensor
+
+from sdflow_core.method.condition import features
+from sdflow_core.method.edit_map import EditMap, EditMapConfig
+from sdflow_core.method.flow import ConditionalFlow
+from sdflow_core.method.principal import PrincipalFlow
+from sdflow_core.method.row_field import RowFlow
+from sdflow_core.method.solvers import SolverConfig
+
+FAST = SolverConfig(method="rk4", steps=2)
+
+
+def asked(s: Tensor) -> list[Tensor]:
+    """s' of four edits: each attribute alone, flipped to .9 or .1."""
+    out: list[Tensor] = []
+    for i in range(s.shape[1]):
+        after = s.clone()
+        after[:, i] = torch.where(s[:, i] > 0.5, 0.1, 0.9)
+        out.append(after)
+    return out
+
+
+def in_turn(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each case, A B A B."""
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, work in cases.items():
+            started = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def edits(
+    flow: ConditionalFlow, principal: PrincipalFlow, codes: flow_codes.Codes, solver: SolverConfig, rounds: int
+) -> dict[str, float]:
+    """Rows of the edit table."""
+    w, s = codes.held, codes.s_held
+    wanted = asked(s)
+    one, four = wanted[1], torch.cat(wanted)
+    reference = PublishedField(flow)
+    reference.probe = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
+    fast = RowFlow(flow)
+    edit_map = EditMap(len(principal.spread), s.shape[1], EditMapConfig()).eval()
+    phi = features(s)
+
+    def fast_edit(after: Tensor) -> Tensor:
+        return fast.from_base(fast.to_base(w, s, solver), after, solver)
+
+    @torch.no_grad()
+    def default_edit(after: Tensor) -> Tensor:
+        z = principal.to_base(w, s)  # once an image, whatever the number of edits
+        many = len(after) // len(w)
+        edited = edit_map(principal, w.repeat(many, 1, 1), phi.repeat(many, 1), features(after))
+        return edited if z.isfinite().all() else z
+
+    result = {"max_dw": float((fast_edit(one) - published_edit(reference, w, s, one)).abs().max())}
+    result["reference_nfe"] = reference.calls
+    taken = in_turn(
+        {
+            "reference": lambda: published_edit(reference, w, s, one),
+            "edit": lambda: fast_edit(one),
+            "edit4": lambda: fast_edit(four),
+            "default_edit": lambda: default_edit(one),
+            "default_edit4": lambda: default_edit(four),
+        },
+        rounds,
+    )
+    print(f"{'':16}{'ms an edit':>12}{'ratio':>9}")
+    for name, seconds in taken.items():
+        each = seconds / len(w) / (4 if name.endswith("4") else 1)
+        ratio = taken["reference"] / len(w) / each
+        print(f"{name:16}{1e3 * each:12.3f}{ratio:9.1f}")
+        if name != "reference":
+            result[f"{name}_ratio"] = round(ratio, 1)
+    print(f"edit: {solver.method}, {solver.steps} steps; largest difference from the reference {result['max_dw']:.2e}")
+    print(f"the reference evaluates the field {result['reference_nfe']} times, both ways together")
+    return result
+
+
+def training(
+    flow: ConditionalFlow, principal: PrincipalFlow, codes: flow_codes.Codes, batch: int, rounds: int
+) -> dict[str, float]:
+    """Rows of the training table: flow terms of one step, gradients included."""
+    w, s = codes.train[:batch], codes.s_train[:batch]
+    after = asked(s)[1]
+    reference = PublishedField(flow)
+    reference.probe = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(3)
+
+    def gradient(step: Callable[[], float]) -> tuple[float, Tensor]:
+        flow.zero_grad()
+        value = step()
+        return value, torch.cat([p.grad.flatten() for p in flow.parameters() if p.grad is not None])
+
+    def fast(solver: SolverConfig) -> Callable[[], float]:
+        return lambda: fast_step(flow, w, s, after, reference.probe, solver)
+
+    theirs, there = gradient(lambda: published_step(reference, w, s, after))
+    ours, here = gradient(fast(FAST_TRAINING))
+    angle = float(torch.cosine_similarity(there, here, dim=0))
+    taken = in_turn(
+        {
+            "published": lambda: published_step(reference, w, s, after),
+            "train": fast(FAST_TRAINING),
+            "default_train": lambda: matching_step(principal, w, s, rng),
+        },
+        rounds,
+    )
+    result: dict[str, float] = {}
+    print(f"\n{'':16}{'ms a code':>12}{'ratio':>9}   (batch {batch})")
+    for name, seconds in taken.items():
+        ratio = taken["published"] / seconds
+        print(f"{name:16}{1e3 * seconds / batch:12.3f}{ratio:9.1f}")
+        if name != "published":
+            result[f"{name}_ratio"] = round(ratio, 1)
+    print(
+        f"train: {FAST_TRAINING.method} {FAST_TRAINING.base}, {FAST_TRAINING.steps} steps; loss {ours:.4f} against "
+        f"{theirs:.4f}, cosine of the gradients {angle:.4f}"
+    )
+    result |= {"train_gradient_cosine": round(angle, 4), "train_loss_difference": round(abs(ours - theirs), 5)}
+    few = w[:4], s[:4], after[:4], reference.probe[:4]
+    for method, base in (("reversible", "euler"), ("midpoint", "euler")):
+        for steps in (2, 8):
+            solver = FAST_TRAINING.model_copy(update={"method": method, "base": base, "steps": steps})
+            peak = peak_bytes(lambda solver=solver: fast_step(flow, *few, solver)) / 2**20
+            print(f"peak memory of a training step, {method}, {steps} steps, batch 4: {peak:.1f} MiB")
+            result[f"{method}_{steps}_mib"] = round(peak, 1)
+    return result
+
+
+def main() -> None:
+    """Print two tables; with --json one object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--wplus", type=Path, help="folder with w_plus.npy and e4e_ffhq_pca.pt")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--train-batch", type=int, default=16)
+    parser.add_argument("--train-steps", type=int, default=300, help="steps of the published flow before timing")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=FAST.steps, help="grid of the fast edit")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    codes = flow_codes.load(options.wplus, batch=options.batch)
+    print(f"codes: {codes.said}")
+    started = time.perf_counter()
+    flow = trained_published(codes, options.train_steps)
+    principal = fitted_principal(codes, options.train_steps)
+    print(f"trained {options.train_steps} steps each in {time.perf_counter() - started:.0f} s\n")
+    solver = FAST.model_copy(update={"steps": options.steps})
+    result = edits(flow, principal, codes, solver, options.rounds)
+    result |= training(flow, principal, codes, options.train_batch, options.rounds)
+    if options.json:
+        print(json.dumps({"codes": codes.said, **result}))
+
+
+if __name__ == "__main__":
+    main()
