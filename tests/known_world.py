@@ -6,7 +6,7 @@ numbers. They are correlated among people, g with g and g with n, as by one Gaus
 up at 0 and 1. A fixed map M, invertible in closed form, mixes them into codes:
 
     (g, n) -> three times [rotation, affine coupling, sinh-arcsinh] -> core [A + 24]
-    rest   -> rest * exp(.) + shift(core)                              the core's manifold is curved
+    rest   -> rest * exp(.) + shift(core)                  the core's manifold is curved
     (core, rest) -> rotation of all L*D numbers -> w+ [L, D]
 
 Pictures are drawn from (s, n) = M^-1(w+), smoothly, so that terms through the generator have gradients: a
@@ -27,8 +27,8 @@ ATTRIBUTES = ("size", "colour", "place", "stripes")
 A, NUISANCE, ROWS, DIM = len(ATTRIBUTES), 24, 6, 32
 SHARPNESS = 3.0  # s = sigmoid(3 g), g of unit variance: every fifth score lies beyond .02 or .98
 SIDE_PX = 32
-# Shares of variance that come from hidden causes which factors have in common. Attributes correlate by about .25
-# with each other and .12 with each number of the identity: enough that a mean person of another s is another person.
+# Shares of variance that come from hidden causes which factors have in common. Attributes correlate by about
+# .25 with each other and .12 with each number of the identity: a mean person of another s is another person.
 _SHARED_SEMANTICS, _SHARED_IDENTITY, _CAUSES = 0.6, 0.15, 6
 
 
@@ -82,9 +82,7 @@ class KnownWorld(nn.Module):
         True
     """
 
-    def __init__(
-        self, seed: int = 0, *, confounded: bool = True, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, seed: int = 0, *, confounded: bool = True, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(1000 + seed)
         core, rest = A + NUISANCE, ROWS * DIM - A - NUISANCE
@@ -112,8 +110,12 @@ class KnownWorld(nn.Module):
         self.register_buffer("x", x)
         self.register_buffer("y", y)
         waves = [(0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2)]
-        patterns = [torch.cos(math.pi * (a * (x + 1) / 2)) * torch.cos(math.pi * b * (y + 1) / 2) for a, b in waves]
-        self.register_buffer("patterns", torch.stack(patterns))  # 8 waves * 3 colours = 24 numbers of identity
+        patterns = [
+            torch.cos(math.pi * (a * (x + 1) / 2)) * torch.cos(math.pi * b * (y + 1) / 2) for a, b in waves
+        ]
+        self.register_buffer(
+            "patterns", torch.stack(patterns)
+        )  # 8 waves * 3 colours = 24 numbers of identity
         self.to(dtype)
 
     # --- people ---------------------------------------------------------------------------------------
@@ -169,10 +171,15 @@ class KnownWorld(nn.Module):
         picture = 0.45 * torch.tanh(0.35 * pattern)
         far = ((self.x - (0.5 * place - 0.25)) ** 2 + self.y**2 + 1e-6).sqrt()
         disc = torch.sigmoid((0.22 + 0.22 * size - far) * 24.0)
-        paint = torch.stack([0.9 * (2 * colour - 1), -0.3 * torch.ones_like(colour), 0.9 * (1 - 2 * colour)], 1)
+        paint = torch.stack(
+            [0.9 * (2 * colour - 1), -0.3 * torch.ones_like(colour), 0.9 * (1 - 2 * colour)], 1
+        )
         picture = picture * (1 - disc[:, None]) + paint * disc[:, None]
         edge = torch.sigmoid((self.y.abs() - 0.75) * 24.0) * 0.5 * stripes  # two bars, above and below
-        return picture * (1 - edge[:, None]) + torch.sign(torch.sin(self.x * 8 * math.pi))[None, None] * edge[:, None]
+        return (
+            picture * (1 - edge[:, None])
+            + torch.sign(torch.sin(self.x * 8 * math.pi))[None, None] * edge[:, None]
+        )
 
 
 class WorldLabeller(nn.Module):
