@@ -6,10 +6,10 @@ Every held-out code is asked for each attribute in turn, at a drawn value; s is 
 the true s in a second table. Beside the error: `straight`, what is left of it had each edit the best length
 (the sine of the angle between edit and true edit: no choice of strength matters); `reach`, |phi| by which the
 attribute misses its target; `leak`, mean |phi| by which the others moved; `identity`, root mean square change
-of the 24 numbers of the person. True factors are measured, not read. Each seed is another world.
+of the person's 24 numbers. True factors are measured, not read. Each seed is another world.
 
-The edit map is told the direction of n of the training set's pictures, as the product has an identity network;
-"no witness" and every baseline are not. In the third table identity is not correlated with attributes.
+The edit map is told the direction of n of the training set's pictures, as the product has an
+identity network; "no witness" and every baseline are not. In the third table identity is not correlated with attributes.
 
 Usage: `python benchmarks/bench_known_world.py [--seeds 3] [--quick] [--json]`
 """
@@ -55,11 +55,11 @@ class Sizes:
     """How much is computed."""
 
     people: int = 8000
-    asked: int = 500
-    labeller_steps: int = 600
-    flow_steps: int = 1200
-    paper_steps: int = 400
-    first_steps: int = 400
+    asked: int = 250
+    labeller_steps: int = 500
+    flow_steps: int = 800
+    paper_steps: int = 300
+    first_steps: int = 300
 
 
 QUICK = Sizes(people=500, asked=40, labeller_steps=40, flow_steps=30, paper_steps=3, first_steps=3)
@@ -200,13 +200,13 @@ def summary(tables: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, fl
 
 def show(title: str, rows: dict[str, dict[str, float | int]]) -> None:
     """Print one table."""
-    print(
-        f"\n{title}\n{'':28} {'error':>8} {'+-':>6} {'mean':>7} {'straight':>9} {'reach':>7} {'leak':>7} {'identity':>9}"
-    )
+    heads = ("error", "+-", "mean", "straight", "reach", "leak", "identity")
+    print(f"\n{title}\n{'':28} " + " ".join(f"{head:>8}" for head in heads))
     for name, row in rows.items():
         print(
-            f"{name:28} {row['error']:8.3f} {row['spread']:6.3f} {row['mean_error']:7.3f} {row['straight']:9.3f}"
-            f" {row['reach']:7.3f} {row['leak']:7.3f} {row['identity']:9.3f}   {row['seeds']} seeds"
+            f"{name:28} {row['error']:8.3f} {row['spread']:8.3f} {row['mean_error']:8.3f}"
+            f" {row['straight']:8.3f} {row['reach']:8.3f} {row['leak']:8.3f} {row['identity']:8.3f}"
+            f"   {row['seeds']} seeds"
         )
 
 

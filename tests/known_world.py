@@ -10,9 +10,9 @@ up at 0 and 1. A fixed map M, invertible in closed form, mixes them into codes:
     (core, rest) -> rotation of all L*D numbers -> w+ [L, D]
 
 Pictures are drawn from (s, n) = M^-1(w+), smoothly, so that terms through the generator have gradients: a
-disc (size, colour and place are three attributes), a ring of stripes round it (the fourth), identity as a
-pattern of waves behind. The true edit of a code is `counterfactual`: same n, same rest, another s. Nothing here
-is learned but the labeller, which sees pictures only.
+disc (size, colour and place are three attributes), striped bars above and below (the fourth), identity as a
+pattern of waves behind. The true edit of a code is `counterfactual`: same n, same rest, another s. Nothing
+here is learned but the labeller, which sees pictures only.
 """
 
 from __future__ import annotations
