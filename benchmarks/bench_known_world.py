@@ -9,7 +9,8 @@ attribute misses its target; `leak`, mean |phi| by which the others moved; `iden
 of the person's 24 numbers. True factors are measured, not read. Each seed is another world.
 
 The edit map is told the direction of n of the training set's pictures, as the product has an
-identity network; "no witness" and every baseline are not. In the third table identity is not correlated with attributes.
+identity network; "no witness" and every baseline are not. In the third table identity is
+not correlated with attributes.
 
 Usage: `python benchmarks/bench_known_world.py [--seeds 3] [--quick] [--json]`
 """
@@ -55,7 +56,7 @@ class Sizes:
     """How much is computed."""
 
     people: int = 8000
-    asked: int = 250
+    asked: int = 500
     labeller_steps: int = 500
     flow_steps: int = 800
     paper_steps: int = 300
