@@ -117,7 +117,7 @@ def test_the_labeller_reads_s_from_pictures_and_starts_a_semantic_encoder() -> N
 
 
 def test_the_principal_flow_is_nearer_to_the_truth_than_a_direction() -> None:
-    world = KnownWorld(0)
+    world = KnownWorld(0, confounded=False)
     codes, held_out = world.sample(3000, seed=1), world.sample(150, seed=2)
     scores, told = world.factors(codes)[0], world.factors(held_out)[0]
     asked = ask(world, held_out, told, seed=3)
@@ -127,7 +127,8 @@ def test_the_principal_flow_is_nearer_to_the_truth_than_a_direction() -> None:
     direction = measure(world, asked, directions(codes, scores, project=True))
     ours = measure(world, asked, corrected(principal(codes, scores, steps=150, seed=0)))
     print(direction, ours)
-    assert ours["error"] < 0.97 * direction["error"]
+    assert ours["error"] < 0.85 * direction["error"]
+    assert ours["straight"] < 0.8 * direction["straight"]
 
 
 def test_the_benchmark_runs_through_all_its_rows() -> None:
