@@ -1,16 +1,16 @@
 """The published flow, kept whole: moving batch norm, a CNF of concat-squash layers, moving batch norm.
 
-Each row of w+ is transported alone, all rows of a code see the same condition, nobody tells the field which row
-it moves. Names of parameters and buffers are those of the original's files, so that `weights.sdflow_files` can
-read and write them.
+Each row of w+ is transported alone, all rows of a code see the same condition, nobody tells the field which
+row it moves. Names of parameters and buffers are those of the original's files, so that
+`weights.sdflow_files` can read and write them.
 
-Source: Li et al., "SDFlow", arXiv 2309.05314, section 3.2; Abdal et al., "StyleFlow", arXiv 2008.02401 (the same
-flow on given attributes); Grathwohl et al., "FFJORD", arXiv 1810.01367, eq. 4 (log-density along the path).
+Source: Li et al., "SDFlow", arXiv 2309.05314, section 3.2; Abdal et al., "StyleFlow", arXiv 2008.02401 (the
+same flow on given attributes); Grathwohl et al., "FFJORD", arXiv 1810.01367, eq. 4 (log-density along the
+path).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sdflow_core.method.paper_layers import Cnf, HyperNet, MovingBatchNorm
 from sdflow_core.method.solvers import REFERENCE, Evaluations, SolverConfig, integrate
 from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError
@@ -42,119 +43,12 @@ class PaperFlowConfig(Config):
     solver: SolverConfig = REFERENCE
 
 
-class MovingBatchNorm(nn.Module):
-    """Batch norm by *stored* statistics, an affine bijection of each number of a row.
-
-    y = (x - mean) / sqrt(var + eps) * exp(weight) + bias. The stored statistics are used in training too; a
-    forward pass in training then moves them towards those of the batch.
-
-    Args:
-        dim: D.
-    """
-
-    EPS = 1e-4
-    DECAY = 0.1
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-        self.step: Tensor
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("step", torch.zeros(1))
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_var", torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]; in training the statistics move after they were used."""
-        # copies: the update below must not reach what the backward pass still needs
-        mean, std = self.running_mean.clone(), self._std().clone()
-        if self.training:
-            self._follow(x)
-        return (x - mean) / std * self.weight.exp() + self.bias
-
-    def inverse(self, y: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D], by the statistics as they are now."""
-        return (y - self.bias) * (-self.weight).exp() * self._std() + self.running_mean.clone()
-
-    def log_det(self) -> Tensor:
-        """log |det dy/dx| of one row, scalar, by the statistics as they are now."""
-        return (self.weight - self._std().log()).sum()
-
-    def _std(self) -> Tensor:
-        return (self.running_var + self.EPS).sqrt()
-
-    @torch.no_grad()
-    def _follow(self, x: Tensor) -> None:
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) < 2:  # one row has no variance
-            return
-        variance, mean = torch.var_mean(rows, dim=0)
-        self.running_mean.lerp_(mean, self.DECAY)
-        self.running_var.lerp_(variance, self.DECAY)
-        self.step += 1
-
-
-class _ConcatSquash(nn.Module):
-    """(W y + b) * sigmoid(G c + g) + H c with c = [t, s]."""
-
-    def __init__(self, features_in: int, features_out: int, context: int) -> None:
-        super().__init__()
-        self._layer = nn.Linear(features_in, features_out)
-        self._hyper_bias = nn.Linear(context, features_out, bias=False)
-        self._hyper_gate = nn.Linear(context, features_out)
-
-    def forward(
-        self, y: Tensor, tangents: Tensor | None, context: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """y [B, L, in], its tangents [P, B, L, in], context [B, 1 + A] -> the same of the layer's output."""
-        gate = torch.sigmoid(self._hyper_gate(context))[:, None]
-        out = self._layer(y) * gate + self._hyper_bias(context)[:, None]
-        return out, None if tangents is None else (tangents @ self._layer.weight.T) * gate
-
-
-class _Net(nn.Module):
-    def __init__(self, dim: int, attributes: int, width: int, depth: int) -> None:
-        super().__init__()
-        sizes = [dim, *[width] * (depth - 1), dim]
-        self.layers = nn.ModuleList(_ConcatSquash(a, b, 1 + attributes) for a, b in itertools.pairwise(sizes))
-
-    def forward(
-        self, t: Tensor, y: Tensor, s: Tensor, tangents: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        # published order of the context: t first, then the conditions
-        context = torch.cat([t.to(y).reshape(-1, 1).expand(y.shape[0], 1), s], dim=1)
-        for i, layer in enumerate(self.layers):
-            if i:
-                y = torch.tanh(y)
-                tangents = None if tangents is None else tangents * (1.0 - y.square())
-            y, tangents = layer(y, tangents, context)
-        return y, tangents
-
-
-class _OdeFunction(nn.Module):
-    def __init__(self, net: _Net) -> None:
-        super().__init__()
-        self.diffeq = net
-        # a counter of the original's; kept as it was read, because inference must not change a file's digest
-        self._num_evals: Tensor
-        self.register_buffer("_num_evals", torch.zeros(()))
-
-
-class _Cnf(nn.Module):
-    def __init__(self, net: _Net) -> None:
-        super().__init__()
-        self.odefunc = _OdeFunction(net)
-        self.sqrt_end_time = nn.Parameter(torch.ones(()))
-
-
 class PaperFlow(nn.Module):
     """w+ [B, L, D] <-> z [B, L, D] given s [B, A], the published way.
 
     Rows are transported alone; densities and log-determinants are those of the whole code, that is sums over
-    its rows. In training mode `to_base`, `base_and_log_det` and `log_prob` move the statistics of the two batch
-    norms once a call, as published; evaluation mode never changes anything.
+    its rows. In training mode `to_base`, `base_and_log_det` and `log_prob` move the statistics of the two
+    batch norms once a call, as published; evaluation mode never changes anything.
 
     Args:
         rows: L. No parameter depends on it.
@@ -173,8 +67,8 @@ class PaperFlow(nn.Module):
         super().__init__()
         self.rows, self.dim, self.attributes = rows, dim, attributes
         self.config = config or PaperFlowConfig()
-        net = _Net(dim, attributes, self.config.width, self.config.depth)
-        self.chain = nn.ModuleList([MovingBatchNorm(dim), _Cnf(net), MovingBatchNorm(dim)])
+        net = HyperNet(dim, attributes, self.config.width, self.config.depth)
+        self.chain = nn.ModuleList([MovingBatchNorm(dim), Cnf(net), MovingBatchNorm(dim)])
 
     # typed views of the chain, whose names belong to the file format
     @property
@@ -182,8 +76,8 @@ class PaperFlow(nn.Module):
         return cast(MovingBatchNorm, self.chain[0])
 
     @property
-    def _cnf(self) -> _Cnf:
-        return cast(_Cnf, self.chain[1])
+    def _cnf(self) -> Cnf:
+        return cast(Cnf, self.chain[1])
 
     @property
     def _last(self) -> MovingBatchNorm:
@@ -204,12 +98,27 @@ class PaperFlow(nn.Module):
         """T, scalar, learned: the square of the stored parameter."""
         return self._cnf.sqrt_end_time.square()
 
+    @torch.no_grad()
+    def fit_statistics(self, codes: Tensor, s: Tensor, solver: SolverConfig | None = None) -> None:
+        """Set the stored statistics of both norms to those of codes [N, L, D] with attributes s [N, A].
+
+        Not in the published training, where they start at zero and one and follow the batches; see
+        `PaperTrainingConfig.fit_statistics`.
+
+        Raises:
+            ContractError: Shapes that do not fit this flow.
+        """
+        self._check(codes, s)
+        self._first.set_statistics(codes)
+        y = self._transport(self._first.normalise(codes), s, 0.0, 1.0, solver, None)
+        self._last.set_statistics(y)
+
     def velocity(self, t: Tensor, y: Tensor, s: Tensor) -> Tensor:
         """The field at normalised codes y [B, L, D], t in [0, T], s [B, A] -> [B, L, D]."""
         return self._net(t, y, s)[0]
 
     @property
-    def _net(self) -> _Net:
+    def _net(self) -> HyperNet:
         return self._cnf.odefunc.diffeq
 
     def to_base(
@@ -267,15 +176,15 @@ class PaperFlow(nn.Module):
         """Base code z and log |det dz/dw+|, rows summed.
 
         The divergence comes from tangents pushed forward beside the state: the same numbers as by
-        vector-Jacobian products, at the cost of one more matrix product a layer and probe, and a training step
-        differentiates only once.
+        vector-Jacobian products, at the cost of one more matrix product a layer and probe, and a training
+        step differentiates only once.
 
         Args:
             w_plus: [B, L, D].
             s: [B, A].
             divergence: `exact` pushes D tangents a row (rows do not see each other), `hutchinson` one.
-            probe: [B, L, D] noise of zero mean and unit variance for `hutchinson`; published: N(0, I), one for
-                the whole path.
+            probe: [B, L, D] noise of zero mean and unit variance for `hutchinson`; published: N(0, I), one
+                for the whole path.
             solver: Overrides the flow's.
 
         Returns:
@@ -341,9 +250,9 @@ class PaperFlow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One way through the chain as the published code goes it, at inference too: the yardstick of cost.
 
-        State, log-density a row and condition travel together through the adaptive solver, the divergence is a
-        vector-Jacobian product by automatic differentiation at every evaluation. Nobody needs it for an edit:
-        `to_base` and `from_base` give the same codes within the tolerances.
+        State, log-density a row and condition travel together through the adaptive solver, the divergence is
+        a vector-Jacobian product by automatic differentiation at every evaluation. Nobody needs it for an
+        edit: `to_base` and `from_base` give the same codes within the tolerances.
 
         Args:
             codes: w+, or z if `reverse` [B, L, D].
@@ -354,8 +263,8 @@ class PaperFlow(nn.Module):
             evaluations: Incremented once an evaluation of the field.
 
         Returns:
-            (codes at the other end [B, L, D], log |det d(other end)/d codes| [B]). Differentiable when gradients
-            are enabled.
+            (codes at the other end [B, L, D], log |det d(other end)/d codes| [B]). Differentiable when
+            gradients are enabled.
 
         Raises:
             ContractError: Shapes that do not fit.
@@ -368,7 +277,9 @@ class PaperFlow(nn.Module):
             with torch.enable_grad():
                 y = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
                 slope = end * self.velocity(u * end, y, state[2])
-                pulled = cast(Any, torch.autograd.grad)(slope, y, grad_outputs=probe, create_graph=keep_graph)[0]
+                pulled = cast(Any, torch.autograd.grad)(
+                    slope, y, grad_outputs=probe, create_graph=keep_graph
+                )[0]
                 trace = (pulled * probe).sum(dim=2, keepdim=True)
             if not keep_graph:
                 slope, trace = slope.detach(), trace.detach()
