@@ -237,8 +237,14 @@ class WorldWitness:
     def __init__(self, world: KnownWorld, labeller: WorldLabeller, codes: Tensor) -> None:
         self.world, self.labeller, self.codes = world, labeller, codes
 
-    def describe(self, rows: Tensor) -> Tensor:
-        """Row numbers [b] -> unit embeddings [b, 24]."""
+    @property
+    def knows_people(self) -> bool:
+        """Yes: n is the identity."""
+        return True
+
+    def describe(self, rows: Tensor, w_plus: Tensor | None = None) -> Tensor:
+        """Row numbers [b] -> unit embeddings [b, 24]; the codes are those of the training set."""
+        del w_plus
         return F.normalize(self.world.factors(self.codes[rows])[1], dim=1)
 
     def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor]:
