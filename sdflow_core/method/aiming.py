@@ -2,12 +2,12 @@
 
 Nobody asks for s'. People ask that "smiling reads 0.9 afterwards", and what an editor makes of s' = 0.9 is
 another matter for every face. The search turns phi(s') (`condition.features`) of all asked attributes
-together, draws, reads, and corrects each attribute by what was read. In phi both the editor's answer and the labeller's
-logit are nearly straight lines, so that the first try is the difference of the logits and two or three secant
-steps suffice. One attribute is bracketed by the nearest tries below and above its goal. Several pull at each
-other: they are corrected together, by a matrix of what each does to each reading, learned from the tries of
-the row (Broyden, Mathematics of Computation 19, 1965, the first of his two updates). The best picture seen is
-kept, whatever came after: a reading that does not rise evenly costs tries and never the result.
+together, draws, reads, and corrects by what was read. In phi both the editor's answer and the labeller's logit
+are nearly straight lines, so that the first try is the difference of the logits and two or three secant steps
+suffice. One attribute is bracketed by the nearest tries below and above its goal. Several pull at each other:
+they are corrected together, by a matrix of what each does to each reading, learned from the tries of the row
+(Broyden, Mathematics of Computation 19, 1965, the first of his two updates). The best picture seen is kept,
+whatever came after: a reading that does not rise evenly costs tries and never the result.
 
 z is computed before, once for each image (`Editor.prepare`). Every network call sees exactly `micro_batch`
 rows, the last ones repeated, and what is asked is rounded to 2^-12: a row gives the same bytes whatever its
