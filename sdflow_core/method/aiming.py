@@ -2,7 +2,7 @@
 
 Nobody asks for s'. People ask that "smiling reads 0.9 afterwards", and what an editor makes of s' = 0.9 is
 another matter for every face. The search turns phi(s') (`condition.features`) of all asked attributes
-together, draws, reads, and corrects by what was read. In phi both the editor's answer and the labeller's logit
+together, draws, reads, and corrects by what was read. In phi the editor's answer and the labeller's logit
 are nearly straight lines, so that the first try is the difference of the logits and two or three secant steps
 suffice. One attribute is bracketed by the nearest tries below and above its goal. Several pull at each other:
 they are corrected together, by a matrix of what each does to each reading, learned from the tries of the row
@@ -229,7 +229,7 @@ class _Search:
         # nearest tries on both sides of the goal; the start is one, the other is not known yet
         self.low_t, self.low_y = self.t.clone(), self.t.clone()
         self.high_t, self.high_y = self.t + torch.nan, self.t + torch.nan
-        self.moved_twice = torch.zeros_like(aims.asked)
+        self.repeats = torch.zeros_like(self.start)  # how often the same end moved again
         self.was_low = torch.ones_like(aims.asked)
         self.tries = torch.zeros(len(read), dtype=torch.int64, device=read.device)
         self.extra = torch.zeros_like(self.tries)
@@ -262,9 +262,11 @@ class _Search:
         """phi(s') to try for these rows [b, A]."""
         t, y, wanted, slope = self.t[rows], self.y[rows], self.wanted[rows], self.slope[rows]
         low, high = self.low_t[rows], self.high_t[rows]
-        share = (wanted - self.low_y[rows]) / (self.high_y[rows] - self.low_y[rows])
-        share = torch.where(self.moved_twice[rows], 0.5, share.clamp(0.05, 0.95))
-        between = low + share * (high - low)
+        # Illinois: an end that stays while the other moves counts half as much each time
+        weight = 0.5 ** self.repeats[rows]
+        short = (wanted - self.low_y[rows]) * torch.where(self.was_low[rows], 1.0, weight)
+        over = (self.high_y[rows] - wanted) * torch.where(self.was_low[rows], weight, 1.0)
+        between = low + (short / (short + over)).clamp(0.02, 0.98) * (high - low)
         step = (wanted - y) / slope
         size = step.abs().clamp(_LEAST_STEP, _GREATEST_STEP)
         # the first try goes all the way: nothing is known yet that speaks for less
@@ -320,8 +322,8 @@ class _Search:
         return better
 
     def _bracket(self, rows: Tensor, t: Tensor, y: Tensor, low: Tensor) -> None:
-        self.moved_twice[rows] = low == self.was_low[rows]
-        self.moved_twice[rows] &= (self.tries[rows] > 0)[:, None]
+        again = (low == self.was_low[rows]) & (self.tries[rows] > 0)[:, None]
+        self.repeats[rows] = torch.where(again, self.repeats[rows] + 1.0, 0.0)
         self.was_low[rows] = low
         # an end on the wrong side of the new try was read when other attributes stood elsewhere
         low_t = torch.where(~low & (self.low_t[rows] >= t), torch.nan, self.low_t[rows])

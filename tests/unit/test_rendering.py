@@ -47,6 +47,9 @@ class _Editor(EditorBase):
         self.require(w_plus, s)
         return Prepared(w_plus, s, w_plus, w_plus, 0)
 
+    def to_bytes(self) -> bytes:
+        return b""
+
     def move(self, prepared: Prepared, s_after: Tensor) -> tuple[Tensor, int]:
         step = features(s_after) - features(prepared.s)
         out = prepared.w_plus.clone()
@@ -108,15 +111,15 @@ def _codes(count: int = 9) -> Tensor:
 def _edit(
     codes: Tensor, targets: dict[str, Any], editor: _Editor | None = None, **config: Any
 ) -> tuple[RenderedEdits, _Networks]:
-    networks = _Networks()
+    networks: Any = _Networks()
     crops = config.pop("crops", None)
     found = render_edits(
-        networks,  # pyright: ignore
+        networks,
         editor or _Editor(),
         codes,
         np.zeros((len(codes), 5, 2)),
         Variant(targets=targets),
-        EditConfig(**{"micro_batch": 4, "min_identity": -1.0, **config}),
+        EditConfig.model_validate({"micro_batch": 4, "min_identity": -1.0, **config}),
         crops,
     )
     return found, networks
@@ -173,9 +176,9 @@ def test_attributes_that_were_to_stay_hold_an_edit_back() -> None:
 def test_what_is_not_reached_and_a_poor_reconstruction_are_named() -> None:
     near, _ = _edit(_codes(), {"a": 0.95}, furthest=0.5)
     assert near.capped.any() and "greatest strength" in near.gate[0]
-    networks = _Networks()
+    networks: Any = _Networks()
     found = render_edits(
-        networks, _Editor(), _codes(3), np.zeros((3, 5, 2)), Variant(targets={"a": 0.6}),  # pyright: ignore
+        networks, _Editor(), _codes(3), np.zeros((3, 5, 2)), Variant(targets={"a": 0.6}),
         EditConfig(micro_batch=4, min_identity=-1.0, min_reconstruction_db=15.0), None,
         np.array([20.0, 12.0, np.nan], np.float32),
     )  # fmt: skip
@@ -199,11 +202,11 @@ def test_codes_that_are_none_cost_their_row_and_no_other() -> None:
 
 
 def test_pixels_that_are_not_finite_are_a_reason_and_never_written() -> None:
-    networks = _Networks()
+    networks: Any = _Networks()
     networks.poison = 1.25  # beyond every source, short of the aim of a flip upwards
     codes = _codes()
     edits = render_edits(
-        networks, _Editor(), codes, np.zeros((9, 5, 2)), Variant(targets={"a": "flip"}),  # pyright: ignore
+        networks, _Editor(), codes, np.zeros((9, 5, 2)), Variant(targets={"a": "flip"}),
         EditConfig(micro_batch=4, min_identity=-1.0, tries=1),
     )  # fmt: skip
     upwards = edits.labels_before[:, 1] < 0.5
@@ -217,7 +220,8 @@ def test_edits_are_the_same_bytes_in_any_company(residual: bool) -> None:
     codes, editor = _codes(), _Editor(nuisance=0.7)
     config = EditConfig(micro_batch=4, min_identity=0.95, carry_residual=residual)
     crops = np.random.default_rng(0).integers(0, 255, (9, SIDE, SIDE, 3)).astype(np.uint8)
-    asked = [Variant(targets=t) for t in ({"a": "flip"}, {"a": 0.7, "b": "-0.2"}, {"b": "+0.1"})]
+    requests: list[dict[str, Any]] = [{"a": "flip"}, {"a": 0.7, "b": "-0.2"}, {"b": "+0.1"}]
+    asked = [Variant(targets=targets) for targets in requests]
 
     def run(pairs: list[tuple[int, int]]) -> tuple[Any, Any]:
         networks: Any = _Networks()
@@ -241,7 +245,7 @@ def test_edits_are_the_same_bytes_in_any_company(residual: bool) -> None:
 
 def test_the_residual_is_carried_over_and_the_aim_still_holds() -> None:
     codes = _codes()
-    networks = _Networks()
+    networks: Any = _Networks()
     plain = to_uint8(networks.render(codes))
     crops = plain.copy()
     crops[:, 12:15, 10:13] = 255  # a detail that no code knows, far from the tile that changes

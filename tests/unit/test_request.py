@@ -26,8 +26,9 @@ def test_a_sign_makes_it_a_change() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [1.5, -0.2, float("nan"), float("inf"), True, None, "", "0.3", "+", "+1.2", "+0", "-0.0", "+nan", "+1e-3", "up"]
-)  # fmt: skip
+    "value",
+    [1.5, -0.2, float("nan"), float("inf"), True, None, "", "0.3", "+", "+1.2", "+0", "+nan", "+1e-3", "up"],
+)
 def test_everything_else_is_refused_by_name(value: Any) -> None:
     with pytest.raises(ContractError, match=r"smiling.*expected a score in \[0, 1\], or flip, or a change"):
         variants_of([{"smiling": value}])
