@@ -294,8 +294,8 @@ class _Search:
         """Take readings [b, A] in; which of these rows are now better than before [b] bool."""
         wanted, t = self.wanted[rows], self.side[rows] * (phi - self.start[rows])
         y = self.side[rows] * (_half_logit(read) - self.start_read[rows])
-        # numbers that are not finite count as too far: the next try is nearer to the source
-        y = torch.where(finite[:, None], y, wanted.clamp_min(0.0) + 1.0)
+        # numbers that are not finite count as twice too far: the next try is half way back
+        y = torch.where(finite[:, None], y, torch.maximum(2.0 * wanted - self.low_y[rows], wanted + 0.1))
         dt = t - self.t[rows]
         rise = ((y - self.y[rows]) / dt).clamp(_FLATTEST, _STEEPEST)
         self.slope[rows] = torch.where((dt.abs() > 2.0 / _GRID) & finite[:, None], rise, self.slope[rows])
@@ -306,7 +306,7 @@ class _Search:
         change = told[:, :, None] * dt[:, None, :]
         self.jacobian[rows] += torch.where(useful[:, None, None], change, 0.0)
         self.t[rows], self.y[rows] = t, y
-        self._bracket(rows, t, y, y < wanted)
+        self._bracket(rows, t, y, y < wanted, finite)
         excess, cost, turning = self._judged(rows, phi, read)
         excess = torch.where(finite, excess, torch.inf)
         turning |= ~finite[:, None] & self.aims.asked[rows]
@@ -321,8 +321,8 @@ class _Search:
         self._finish(rows, t, y < wanted, finite)
         return better
 
-    def _bracket(self, rows: Tensor, t: Tensor, y: Tensor, low: Tensor) -> None:
-        again = (low == self.was_low[rows]) & (self.tries[rows] > 0)[:, None]
+    def _bracket(self, rows: Tensor, t: Tensor, y: Tensor, low: Tensor, finite: Tensor) -> None:
+        again = (low == self.was_low[rows]) & (self.tries[rows] > 0)[:, None] & finite[:, None]
         self.repeats[rows] = torch.where(again, self.repeats[rows] + 1.0, 0.0)
         self.was_low[rows] = low
         # an end on the wrong side of the new try was read when other attributes stood elsewhere

@@ -206,7 +206,7 @@ def test_pictures_that_are_not_finite_are_never_the_result() -> None:
     target = Variant(targets={"a": 0.7})  # phi 0.42
     found, _, _ = _run(_straight(3.0), start, target, look=breaks(0.6))
     assert found.finite.all() and found.reached.all(), "the first try is too far, the next is nearer"
-    never, _, _ = _run(_straight(3.0), start, target, look=breaks(-2.0))
+    never, _, _ = _run(_straight(3.0), start, target, look=breaks(-20.0))
     assert not never.finite.any() and not never.reached.any()
     for result in (found, never):
         assert torch.isfinite(result.images).all() and torch.isfinite(result.w_plus).all()
