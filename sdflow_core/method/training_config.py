@@ -70,7 +70,7 @@ class TrainingConfig(Config):
 
     flow: AnyFlowConfig = PrincipalConfig()
     edit_map: EditMapConfig | None = EditMapConfig()
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=1200, ge=1)
     batch: int | None = Field(default=None, ge=1)
     s_noise: float = Field(default=0.1, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
