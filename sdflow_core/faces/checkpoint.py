@@ -33,7 +33,7 @@ class SavedNetwork(Protocol):
 
 def _registry() -> dict[str, Any]:
     # resolved on use: every network module imports this one
-    from sdflow_core.faces import encoder, generator, labeller, prior
+    from sdflow_core.faces import encoder, generator, labeller, prior, resnet
 
     classes: list[Any] = [
         generator.Generator,
@@ -41,6 +41,7 @@ def _registry() -> dict[str, Any]:
         labeller.Labeller,
         labeller.JudgeNetwork,
         prior.Prior,
+        resnet.ResNetScorer,
     ]
     return {c.kind: c for c in classes}
 

@@ -1,0 +1,247 @@
+"""The original's files: `prior-XXXXXXX` (the flow) and `labeldist-XXXXXXX` (the semantic encoder).
+
+Both are bare state dicts written by `torch.save`. Read as plain tensors: a file that holds anything else is
+refused before any of it runs. StyleFlow's `modellarge10k.pt` has the layout of the flow with 17 conditions.
+Shapes are told from the file; what differs from the expected layout is named with both shapes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sdflow_core.faces.resnet import Depth, ResNetConfig, ResNetScorer
+from sdflow_core.method.paper import PaperFlow, PaperFlowConfig
+from sdflow_core.method.semantic_encoder import SemanticEncoder
+from sdflow_core.records.errors import ContractError
+
+Source = str | Path | bytes
+
+ROWS, DIM = 18, 512  # of the generator that the original edits
+RELEASED_ATTRIBUTES = ("eyeglasses", "male", "young")  # CelebA's 15, 20, 39: those of the released weights
+
+_LAYER = "chain.1.odefunc.diffeq.layers."
+_SHOWN = 8  # differing tensors named in a message; the rest are counted
+
+
+def read_flow(
+    source: Source,
+    *,
+    rows: int = ROWS,
+    dim: int = DIM,
+    attributes: int | None = None,
+    config: PaperFlowConfig | None = None,
+) -> PaperFlow:
+    """Read a `prior-XXXXXXX` file, or StyleFlow's.
+
+    Args:
+        source: Path, or the bytes of the file.
+        rows: L; not in the file, and no parameter depends on it.
+        dim: D that is expected.
+        attributes: A that is expected; None takes what the file has.
+        config: Expected sizes, and the solver of the flow; the published ones by default.
+
+    Returns:
+        The flow in evaluation mode, without gradients.
+
+    Raises:
+        ContractError: Not such a file; another D, width, number of layers or of attributes; a tensor that is
+            missing, unexpected, of another shape or not finite.
+    """
+    state, where = _read(source)
+    config = config or PaperFlowConfig()
+    found = _flow_sizes(state, where)
+    wanted = {"D": dim, "width": config.width, "layers": config.depth}
+    wanted["attributes"] = found["attributes"] if attributes is None else attributes
+    if found != wanted:
+        raise ContractError(
+            "a flow of other sizes",
+            expected=_in_words(wanted),
+            found=_in_words(found),
+            where=where,
+            todo="name the sizes of the file when reading it, or use the file that belongs to this generator",
+        )
+    flow = PaperFlow(rows, dim, found["attributes"], config)
+    _load(flow, state, where)
+    return flow.eval().requires_grad_(False)
+
+
+def write_flow(flow: PaperFlow) -> bytes:
+    """The flow as the original's loader reads it."""
+    return _write(flow)
+
+
+def read_semantic_encoder(source: Source, attributes: Sequence[str] | None = None) -> SemanticEncoder:
+    """Read a `labeldist-XXXXXXX` file; ResNet-34 or ResNet-50 is told from its shapes.
+
+    Args:
+        source: Path, or the bytes of the file.
+        attributes: Names of the outputs in their order, which the file does not hold; None is right for three
+            outputs only, those of the released weights.
+
+    Returns:
+        The semantic encoder in evaluation mode, without gradients; takes RGB of any size in [-1, 1] and
+        scores it at 256 px.
+
+    Raises:
+        ContractError: Not such a file; another number of attributes; a tensor that is missing, unexpected, of
+            another shape or not finite.
+    """
+    state, where = _read(source)
+    head = state.get("backbone.fc.weight")
+    if head is None or head.ndim != 2:
+        raise ContractError(
+            "not a semantic encoder of the original",
+            expected="backbone.fc.weight [A, 512] (ResNet-34) or [A, 2048] (ResNet-50)",
+            found="nothing of that name" if head is None else list(head.shape),
+            where=where,
+        )
+    count, features = head.shape
+    depth = _depth(state, features, where)
+    names = RELEASED_ATTRIBUTES if attributes is None and count == 3 else tuple(attributes or ())
+    if len(names) != count:
+        raise ContractError(
+            "attributes of the semantic encoder",
+            expected=f"{count} names, one for each output",
+            found=", ".join(names) or "none",
+            where=where,
+            todo="name the attributes in the order of the training",
+        )
+    network = ResNetScorer(ResNetConfig(attributes=names, depth=depth))
+    _load(network, state, where)
+    return SemanticEncoder(network.requires_grad_(False)).eval()
+
+
+def write_semantic_encoder(encoder: SemanticEncoder) -> bytes:
+    """A semantic encoder as the original's loader reads it.
+
+    Raises:
+        ContractError: Its network is no ResNet of the original's layout.
+    """
+    if not isinstance(encoder.network, ResNetScorer):
+        raise ContractError(
+            "a semantic encoder that the original cannot read",
+            expected="a ResNet-34 or ResNet-50",
+            found=type(encoder.network).__name__,
+        )
+    return _write(encoder.network)
+
+
+def _depth(state: Mapping[str, Tensor], features: int, where: str) -> Depth:
+    if features == 512 and "backbone.layer1.0.conv3.weight" not in state:
+        return 34
+    if features == 2048:
+        return 50
+    raise ContractError(
+        "a semantic encoder of another network",
+        expected="ResNet-34 (512 features, two convolutions a block) or ResNet-50 (2048, three)",
+        found=f"{features} features",
+        where=where,
+    )
+
+
+def _flow_sizes(state: Mapping[str, Tensor], where: str) -> dict[str, int]:
+    """D, width, layers and attributes, as the file has them."""
+    weight, gate = state.get(f"{_LAYER}0._layer.weight"), state.get(f"{_LAYER}0._hyper_gate.weight")
+    if weight is None or gate is None or weight.ndim != 2 or gate.ndim != 2:
+        raise ContractError(
+            "not a flow of the original",
+            expected=f"{_LAYER}0._layer.weight [width, D] and {_LAYER}0._hyper_gate.weight [width, 1 + A]",
+            found=", ".join(list(state)[:_SHOWN]) or "no tensors",
+            where=where,
+        )
+    pattern = re.compile(re.escape(_LAYER) + r"(\d+)\.")
+    numbers = {int(match[1]) for name in state if (match := pattern.match(name))}
+    return {
+        "D": weight.shape[1],
+        "width": weight.shape[0],
+        "layers": max(numbers) + 1,
+        "attributes": gate.shape[1] - 1,
+    }
+
+
+def _in_words(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())
+
+
+def _read(source: Source) -> tuple[dict[str, Tensor], str]:
+    """A file as named tensors, nothing of it executed; gives also what to call it in a message."""
+    if isinstance(source, bytes):
+        data, where = source, f"{len(source)} bytes"
+    else:
+        where = str(source)
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            raise ContractError("a file that cannot be read", found=str(error), where=where) from error
+    try:
+        document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ContractError(
+            "a file that holds more than tensors, or is damaged",
+            expected="a state dict; code in a file is never run",
+            found=str(error)[:200],
+            where=where,
+        ) from error
+    except Exception as error:  # torch.load raises many kinds for damaged bytes
+        raise ContractError(
+            "a damaged file", expected="a state dict of torch.save", found=str(error)[:200], where=where
+        ) from error
+    if isinstance(document, dict) and isinstance(inner := cast(Any, document).get("state_dict"), dict):
+        document = cast(Any, inner)
+    if not isinstance(document, dict):
+        raise ContractError("not a state dict", found=type(document).__name__, where=where)
+    state: dict[str, Tensor] = {}
+    for key, value in cast(dict[Any, Any], document).items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ContractError(
+                "not a state dict",
+                expected="tensors by name",
+                found=f"{key!r}: {type(value).__name__}",
+                where=where,
+            )
+        name = key.removeprefix("module.")  # of a data-parallel training
+        if name in state:
+            raise ContractError("a tensor that is there twice", found=name, where=where)
+        state[name] = value
+    return state, where
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Fill a network, after everything that does not fit was named."""
+    wanted = network.state_dict()
+    wrong = [
+        f"{name} is missing, expected {list(wanted[name].shape)}" for name in wanted if name not in state
+    ]
+    for name, value in state.items():
+        if name not in wanted:
+            wrong.append(f"{name} {list(value.shape)} is unexpected")
+        elif value.shape != wanted[name].shape:
+            wrong.append(f"{name} is {list(value.shape)}, expected {list(wanted[name].shape)}")
+        elif value.is_complex() or (value.is_floating_point() and not bool(torch.isfinite(value).all())):
+            wrong.append(f"{name} has values that are not finite")
+        elif name.endswith("running_var") and bool((value < 0).any()):
+            wrong.append(f"{name} has negative variances")
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ContractError(
+            "tensors that do not fit",
+            expected=f"exactly the {len(wanted)} tensors of {type(network).__name__}",
+            found="; ".join(wrong[:_SHOWN]) + more,
+            where=where,
+        )
+    network.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()})
+
+
+def _write(network: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    # copies: torch.save would write the whole storage behind a view
+    torch.save({k: v.detach().cpu().clone() for k, v in network.state_dict().items()}, buffer)
+    return buffer.getvalue()
