@@ -103,6 +103,8 @@ class PrincipalTrainer:
             self.flow.cpu().fit(self.survey)
             self.flow.to(self.device)
         self.group.spread(self.flow.state_dict().values())
+        if self.config.early_stopping is not None:
+            self._look_at_held_out()  # the closed form may be the best there is
 
     def advance(self) -> dict[str, float]:
         """One step of whichever stage is due."""

@@ -19,7 +19,8 @@ from sdflow_core.records.config import Config
 class EarlyStopping(Config):
     """When a principal flow that no longer improves stops, before its steps are used up.
 
-    The best state on the held-out rows is kept. The result depends on inputs and configuration only.
+    The best state on the held-out rows is kept, the closed form among them. The result depends on inputs and
+    configuration only. Off by default.
 
     Attributes:
         held_out: Share of the surveyed rows (at most 8,192) that is never trained on.
