@@ -83,7 +83,7 @@ def fitted_principal(codes: Codes, steps: int, batch: int = 64) -> PrincipalFlow
     """The default flow, fit on the same codes and trained a little."""
     torch.manual_seed(0)
     flow = PrincipalFlow(ROWS, DIM, ATTRIBUTES)
-    kept = slice(0, None, max(1, len(codes.train) // 1500))  # the fit's cost grows with the cube of its rows
+    kept = slice(0, None, max(1, len(codes.train) // 600))  # the fit's cost grows with the cube of its rows
     flow.fit(survey(TensorSource(codes.train[kept], codes.s_train[kept])))
     optimizer = torch.optim.Adam(flow.field.parameters(), lr=1e-3)
     rng = torch.Generator().manual_seed(2)

@@ -60,6 +60,14 @@ class RowFlow:
         self._row_gate = torch.cat(gates, dim=1).detach() if gates else None  # [L, sum of widths]
         self._row_shift = torch.cat(shifts, dim=1).detach() if shifts else None
 
+    def whiten(self, w_plus: Tensor) -> Tensor:
+        """See `ConditionalFlow.whiten`."""
+        return self.flow.whiten(w_plus)
+
+    def unwhiten(self, y: Tensor) -> Tensor:
+        """See `ConditionalFlow.unwhiten`."""
+        return self.flow.unwhiten(y)
+
     @torch.no_grad()
     def to_base(
         self, w_plus: Tensor, s: Tensor, solver: SolverConfig | None = None, evaluations: Evaluations | None = None
