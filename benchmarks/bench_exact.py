@@ -1,11 +1,11 @@
-"""Unchanged s gives the code back, and a changed s the edit of a tight solution: every solver, every way to edit.
+"""Unchanged s gives the code back, a changed s the edit of a tight solution: solvers and ways to edit.
 
 Usage: `python benchmarks/bench_exact.py [--wplus FOLDER] [--json]`
 
 The inversion-free edit and the edit map are other edits by design: their second column is information.
-For each row: max |w' - w| at s' = s, and |edit - edit by dopri5 at 1e-7| / |edit| at a changed s, same weights, float64
-for the tight solution. (a) codes of the embedded models' prior, L = 10, D = 128, principal flow and conditional flow;
-(b) codes 18 x 512, the published field. Bounds: 1e-4 and 2 %.
+For each row: max |w' - w| at s' = s, and |edit - edit by dopri5 at 1e-7| / |edit| at a changed s, same
+weights, float64 for the tight solution. (a) codes of the embedded models' prior, L = 10, D = 128, principal
+flow and conditional flow; (b) codes 18 x 512, the published field. Bounds: 1e-4 and 2 %.
 """
 
 from __future__ import annotations
@@ -180,8 +180,12 @@ def main() -> None:
     if options.only != "wplus":
         principal, conditional, w, s = embedded(4000, options.train_steps)
         edit_map = EditMap(len(principal.spread), 4, EditMapConfig()).eval()
-        result["embedded_principal"] = table("embedded codes, principal flow", principal, principal, w, s, edit_map)
-        result["embedded_conditional"] = table("embedded codes, conditional flow", conditional, conditional, w, s)
+        result["embedded_principal"] = table(
+            "embedded codes, principal flow", principal, principal, w, s, edit_map
+        )
+        result["embedded_conditional"] = table(
+            "embedded codes, conditional flow", conditional, conditional, w, s
+        )
     if options.only != "embedded":
         codes = flow_codes.load(options.wplus, batch=options.batch)
         flow = trained_published(codes, options.train_steps)

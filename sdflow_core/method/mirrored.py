@@ -1,22 +1,24 @@
 """There and back as one scheme: the way back walks the *difference* that the new condition makes.
 
-On the way there, y(t) under s, a Runge-Kutta walk evaluates k_i = f(t_i, Y_i, s). On the way back only the difference
-d to that walk is integrated, through the same points in mirrored order:
+On the way there, y(t) under s, a Runge-Kutta walk evaluates k_i = f(t_i, Y_i, s). On the way back only the
+difference d to that walk is integrated, through the same points in mirrored order:
 
     q_j = f(t_m(j), Y_m(j) + D_j, s') - k_m(j),    D_j = sum_l A'_jl q_l,    w' = w + std * sum_j b'_j q_j
 
-With s' = s every q is zero, so the edit is its source by construction, on any grid, and no third integration is
-needed as for w + D(z, s') - D(z, s). What remains is an error of the *difference*, a fraction of the edit's size.
-(The idea of subtracting the source's own velocity is FlowEdit's, arXiv 2412.08629; here the source's walk is the
-deterministic one of the flow, so the result converges to the edit by inversion.)
+With s' = s every q is zero, so the edit is its source by construction, on any grid, and no third integration
+is needed as for w + D(z, s') - D(z, s). What remains is an error of the *difference*, a fraction of the
+edit's size. (The idea of subtracting the source's own velocity is FlowEdit's, arXiv 2412.08629; here the
+source's walk is the deterministic one of the flow, so the result converges to the edit by inversion.)
 
-A scheme is only a handful of numbers, and those of a textbook serve any field. `fitted` bends them to one flow on a
-few of its codes, as Shaul et al. do for sampling ("Bespoke Non-Stationary Solvers", arXiv 2403.01329): same weights,
-same number of evaluations, a smaller error on that flow. It stays exact for s' = s.
+A scheme is only a handful of numbers, and those of a textbook serve any field. `fitted` bends them to one
+flow on a few of its codes, as Shaul et al. do for sampling ("Bespoke Non-Stationary Solvers", arXiv
+2403.01329): same weights, same number of evaluations, a smaller error on that flow. It stays exact for s' =
+s.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +29,6 @@ from sdflow_core.method.flow import ConditionalFlow
 from sdflow_core.method.row_field import RowFlow
 from sdflow_core.method.solvers import Evaluations
 from sdflow_core.records.errors import ContractError
-
 
 Rows = ConditionalFlow | RowFlow
 
@@ -72,8 +73,10 @@ def classical(ends: Sequence[float]) -> MirroredScheme:
         (8, (7, 6, 5, 4, 4, 2, 1, 0), 1.0)
     """
     grid = [0.0, *ends]
-    if grid[-1] != 1.0 or any(a >= b for a, b in zip(grid, grid[1:], strict=False)):
-        raise ContractError("grid of a mirrored scheme", expected="rising ends of steps up to 1", found=list(ends))
+    if grid[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(grid)):
+        raise ContractError(
+            "grid of a mirrored scheme", expected="rising ends of steps up to 1", found=list(ends)
+        )
     steps, c = len(ends), (0.0, 0.5, 0.5, 1.0)
     a = torch.zeros(4, 4, dtype=torch.float64)
     a[1, 0], a[2, 1], a[3, 2] = 0.5, 0.5, 1.0
@@ -132,7 +135,9 @@ def retrace(
     """
     many = len(s_after) // len(walked.w_plus)
     like = walked.w_plus
-    inner, outer, times = _for_span(flow.config.end_time, scheme.back_inner, scheme.back_outer, scheme.times, like=like)
+    inner, outer, times = _for_span(
+        flow.config.end_time, scheme.back_inner, scheme.back_outer, scheme.times, like=like
+    )
     shape = (many, *like.shape)
     changes = [] if changes is None else changes
     for j, i in enumerate(scheme.mirror):
@@ -180,14 +185,20 @@ def fitted(
     names = ("times", "inner", "outer", "back_inner")
     values = {name: getattr(scheme, name).clone().requires_grad_() for name in names}
     below = torch.ones_like(scheme.inner).tril(-1)
-    wanted = ((truth - w_plus) / _scale(flow)).flatten()
+    wanted = ((truth - w_plus) / flow.std).flatten()
     found = _weighed(flow, w_plus, s, s_after, scheme)[0].detach() @ scheme.back_outer.to(wanted)
     best, least = scheme, float((found - wanted).square().mean())
     optimizer = torch.optim.Adam(list(values.values()), lr=rate)
     for step in range(rounds):
         optimizer.param_groups[0]["lr"] = rate * (1.0 - step / rounds)
         bent = {**values, "inner": values["inner"] * below, "back_inner": values["back_inner"] * below}
-        changes, now = _weighed(flow, w_plus, s, s_after, MirroredScheme(**bent, back_outer=scheme.back_outer, mirror=scheme.mirror))
+        changes, now = _weighed(
+            flow,
+            w_plus,
+            s,
+            s_after,
+            MirroredScheme(**bent, back_outer=scheme.back_outer, mirror=scheme.mirror),
+        )
         # b' enters linearly, so the best one is known for any choice of the others; at the optimum its own
         # derivative has no part in theirs
         with torch.no_grad():
@@ -214,10 +225,6 @@ def _weighed(
     retrace(flow, trace(flow, w_plus, s, scheme), s_after, scheme, changes=columns)
     numbers = {name: getattr(scheme, name) for name in ("times", "inner", "outer", "back_inner")}
     return torch.stack([flow.config.end_time * part.flatten() for part in columns], dim=1), numbers
-
-
-def _scale(flow: ConditionalFlow) -> Tensor:
-    return flow.std
 
 
 def _for_span(end: float, inner: Tensor, outer: Tensor, times: Tensor, *, like: Tensor) -> tuple[Tensor, ...]:
