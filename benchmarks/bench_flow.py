@@ -39,6 +39,9 @@ from sdflow_core.method.row_field import RowFlow
 from sdflow_core.method.solvers import SolverConfig
 
 
+Clock = Callable[[], float]
+
+
 def asked(s: Tensor) -> list[Tensor]:
     """s' of four edits: each attribute alone, flipped to .9 or .1."""
     out: list[Tensor] = []
@@ -49,14 +52,14 @@ def asked(s: Tensor) -> list[Tensor]:
     return out
 
 
-def in_turn(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def in_turn(cases: dict[str, Callable[[], object]], rounds: int, clock: Clock) -> dict[str, float]:
     """Median seconds of each case, A B A B."""
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, work in cases.items():
-            started = time.perf_counter()
+            started = clock()
             work()
-            taken[name].append(time.perf_counter() - started)
+            taken[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -86,6 +89,7 @@ def edits(
     codes: flow_codes.Codes,
     offered: dict[str, MirroredScheme],
     rounds: int,
+    clock: Clock,
 ) -> dict[str, float | str]:
     """Rows of the edit table. The quickest scheme that holds max |dw| <= 1e-3 gives `edit_ratio`."""
     w, s = codes.held, codes.s_held
@@ -116,7 +120,7 @@ def edits(
         cases[name] = lambda scheme=scheme: fast_edit(one, scheme)
         cases[f"{name}, 4 edits"] = lambda scheme=scheme: fast_edit(four, scheme)
     cases |= {"default": lambda: default_edit(one), "default, 4 edits": lambda: default_edit(four)}
-    taken = in_turn(cases, rounds)
+    taken = in_turn(cases, rounds, clock)
     print(f"{'':28}{'ms an edit':>12}{'ratio':>9}{'max |dw|':>11}")
     ratios: dict[str, float] = {}
     for name, seconds in taken.items():
@@ -140,7 +144,12 @@ def edits(
 
 
 def training(
-    flow: ConditionalFlow, principal: PrincipalFlow, codes: flow_codes.Codes, batch: int, rounds: int
+    flow: ConditionalFlow,
+    principal: PrincipalFlow,
+    codes: flow_codes.Codes,
+    batch: int,
+    rounds: int,
+    clock: Clock,
 ) -> dict[str, float]:
     """Rows of the training table: flow terms of one step, gradients included."""
     w, s = codes.train[:batch], codes.s_train[:batch]
@@ -167,6 +176,7 @@ def training(
             "default_train": lambda: matching_step(principal, w, s, rng),
         },
         rounds,
+        clock,
     )
     result: dict[str, float] = {}
     print(f"\n{'':16}{'ms a code':>12}{'ratio':>9}   (batch {batch})")
@@ -209,8 +219,14 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, help="keep the trained published flow here, and take it from here"
     )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count processor seconds: for a shared machine, one thread",
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    clock = time.process_time if options.processor_time else time.perf_counter
     codes = flow_codes.load(options.wplus, batch=options.batch)
     print(f"codes: {codes.said}")
     started = time.perf_counter()
@@ -224,8 +240,8 @@ def main() -> None:
         if options.weights:
             torch.save(flow.state_dict(), options.weights)
     principal = fitted_principal(codes, min(50, options.train_steps))
-    result = edits(flow, principal, codes, schemes(flow, codes, options.fit_rounds), options.rounds)
-    result |= training(flow, principal, codes, options.train_batch, options.rounds)
+    result = edits(flow, principal, codes, schemes(flow, codes, options.fit_rounds), options.rounds, clock)
+    result |= training(flow, principal, codes, options.train_batch, options.rounds, clock)
     if options.json:
         print(json.dumps({"codes": codes.said, **result}))
 
