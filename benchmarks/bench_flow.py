@@ -38,7 +38,6 @@ from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.row_field import RowFlow
 from sdflow_core.method.solvers import SolverConfig
 
-
 Clock = Callable[[], float]
 
 

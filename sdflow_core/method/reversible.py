@@ -175,7 +175,9 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Any, ...]:
         scheme: Scheme = ctx.scheme
         size: int = ctx.size
         saved: tuple[Tensor, ...] = ctx.saved_tensors

@@ -59,8 +59,8 @@ class RowFlow:
         )  # [1 + A, sum of widths]
         self._gate_bias = torch.cat([layer.gate.bias for layer in layers]).detach()
         self._shift = torch.cat([layer.shift.weight for layer in layers]).detach().T.contiguous()
-        gates = [layer.row_gate for layer in layers if layer.row_gate is not None]
-        shifts = [layer.row_shift for layer in layers if layer.row_shift is not None]
+        gates: list[Tensor] = [layer.row_gate for layer in layers if layer.row_gate is not None]
+        shifts: list[Tensor] = [layer.row_shift for layer in layers if layer.row_shift is not None]
         self._row_gate = torch.cat(gates, dim=1).detach() if gates else None  # [L, sum of widths]
         self._row_shift = torch.cat(shifts, dim=1).detach() if shifts else None
 
