@@ -1,7 +1,8 @@
-"""Codes [N, 18, 512] for the solver benchmarks: real ones where a folder holds them, else stand-ins of the same kind.
+"""Codes [N, 18, 512] for the solver benchmarks: real ones where a folder holds them, else stand-ins.
 
-A folder holds `w_plus.npy` (real codes), `e4e_ffhq_pca.pt` (comp, mean, std of W) and, where at hand, directions
-`e4e_age.pt`, `e4e_smile.pt`. Without a folder a random mapping network, drawn once from a seed, takes their place.
+A folder holds `w_plus.npy` (real codes), `e4e_ffhq_pca.pt` (comp, mean, std of W) and, where at hand,
+directions `e4e_age.pt`, `e4e_smile.pt`. Without a folder a random mapping network, drawn once from a seed,
+takes their place.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _mapped(z: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _mixed(people: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """Style mixing: rows below a random cut from one person, the rest from another, and a little noise a row."""
+    """Style mixing: rows below a random cut from one person, the rest from another, and a little noise."""
     first, second = (people[torch.randint(len(people), (count,), generator=rng)] for _ in "ab")
     cut = torch.randint(1, ROWS + 1, (count, 1), generator=rng)
     lower = (torch.arange(ROWS)[None, :] < cut)[:, :, None]

@@ -1,4 +1,4 @@
-"""The faithful mode as published: dopri5 at 1e-5 both ways, Hutchinson's divergence along, adjoint gradients."""
+"""The faithful mode: dopri5 at 1e-5 both ways, Hutchinson's divergence along, adjoint gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdflow_core.method.flow import ConditionalFlow
 
 
 class PublishedField(nn.Module):
-    """d(y, log p)/dt of FFJORD, as the published code computes it: a vector-Jacobian product at every evaluation."""
+    """d(y, log p)/dt of FFJORD as published: a vector-Jacobian product at every evaluation."""
 
     def __init__(self, flow: ConditionalFlow) -> None:
         super().__init__()

@@ -43,8 +43,8 @@ class EditConfig(Config):
     Attributes:
         solver: Both ways.
         corrected: Return w + D(z, s') - D(z, s) instead of D(z, s'): the solver's round trip error cancels.
-        inversion_free: Do not invert at all (`inversion_free.py`); `solver.steps` steps, the method is ignored. For
-            flows trained by matching.
+        inversion_free: Do not invert at all (`inversion_free.py`); `solver.steps` steps, the method is
+            ignored. For flows trained by matching.
     """
 
     solver: SolverConfig = EDIT_SOLVER

@@ -1,6 +1,7 @@
 """Runge-Kutta steps on a fixed grid, without the bookkeeping that an adaptive solver needs.
 
-States are tuples of tensors. Every row of a batch is treated alone, so a result does not hang on its neighbours.
+States are tuples of tensors. Every row of a batch is treated alone, so a result does not hang on its
+neighbours.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""An edit without inversion: the two flows' velocities are compared at the same noise, on the way to the code.
+"""An edit without inversion: velocities under s and s' are compared at the same noise.
 
-Kulikov et al., "FlowEdit: Inversion-Free Text-Based Editing Using Pre-Trained Flow Models" (arXiv 2412.08629),
-algorithm 1, on paths other than the straight one:
+Kulikov et al., "FlowEdit: Inversion-Free Text-Based Editing Using Pre-Trained Flow Models" (arXiv
+2412.08629), algorithm 1, on paths other than the straight one:
 
     y_t = path(y, e, t)             noised source, e ~ N(0, I)
     d v/dt = f(v + y_t - y, s', t) - f(y_t, s, t)      from v = y at the noise end to the edit at the code end
 
-With s' = s both velocities are the same numbers at every step, so the edit is its source by construction, with no
-solver to trust. It needs a flow that was trained by matching along a known path: on another flow the noised source
-is a point that the field has never seen, and the result means nothing (unchanged s stays exact).
+With s' = s both velocities are the same numbers at every step, so the edit is its source by construction,
+with no solver to trust. It needs a flow that was trained by matching along a known path: on another flow the
+noised source is a point that the field has never seen, and the result means nothing (unchanged s stays
+exact).
 """
 
 from __future__ import annotations

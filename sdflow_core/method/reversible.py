@@ -1,18 +1,21 @@
 """An algebraically reversible scheme: the way back undoes the way there to rounding, on any grid.
 
-McCallum and Foster, "Efficient, accurate and stable gradients for neural ODEs" (arXiv 2410.11648), eq. 4 and 5.
-The state is a pair (y, x) that starts as (y, y). With Psi_h(t, y) the increment of any Runge-Kutta step,
+McCallum and Foster, "Efficient, accurate and stable gradients for neural ODEs" (arXiv 2410.11648), eq. 4 and
+5. The state is a pair (y, x) that starts as (y, y). With Psi_h(t, y) the increment of any Runge-Kutta step,
 
     y_{n+1} = c y_n + (1 - c) x_n + Psi_h(t_n, x_n)          x_{n+1} = x_n - Psi_{-h}(t_{n+1}, y_{n+1})
 
 and backwards, exactly,
 
-    x_n = x_{n+1} + Psi_{-h}(t_{n+1}, y_{n+1})               y_n = (y_{n+1} - (1 - c) x_n - Psi_h(t_n, x_n)) / c
+    x_n = x_{n+1} + Psi_{-h}(t_{n+1}, y_{n+1})
+    y_n = (y_{n+1} - (1 - c) x_n - Psi_h(t_n, x_n)) / c
 
-**z and density are those of y.** x is a second approximation of the same point; it differs from y by the error of
-the scheme, and without it y cannot come home exactly: whoever wants the exact return keeps the pair. The division
-by the coupling c amplifies rounding by c^-n over n steps. And coming home proves nothing about where one has been:
-on a loose grid the pair returns to rounding while y is far from the solution (`tests/unit/test_reversible.py`).
+**z and density are those of y.** x is a second approximation of the same point; it differs from y by the
+error of the scheme, and without it y cannot come home exactly: whoever wants the exact return keeps the
+pair. The division by the coupling c amplifies rounding by c^-n over n steps. And coming home proves nothing
+about where one has
+been: on a loose grid the pair returns to rounding while y is far from the solution
+(`tests/unit/test_reversible.py`).
 """
 
 from __future__ import annotations
@@ -109,16 +112,16 @@ def back(field: Field, pair: Pair, scheme: Scheme) -> Pair:
 def solve(field: Field, y0: State, scheme: Scheme, parameters: Sequence[Tensor] | None = None) -> Pair:
     """`there` from (y0, y0), with gradients in memory that does not grow with the number of steps.
 
-    Only the pair at t1 is kept; the way back to t0 is walked again while gradients are gathered. They are those of
-    backpropagation through the same steps, to rounding.
+    Only the pair at t1 is kept; the way back to t0 is walked again while gradients are gathered. They are
+    those of backpropagation through the same steps, to rounding.
 
     Args:
         field: Velocity.
         y0: Start, tuple of tensors.
         scheme: The walk.
         parameters: Every tensor other than the state whose gradient is wanted through `field`. None finds the
-            leaves that one evaluation of the field reaches; name them where the condition is itself computed by
-            a large network, or its graph is walked once a stage.
+            leaves that one evaluation of the field reaches; name them where the condition is itself computed
+            by a large network, or its graph is walked once a stage.
 
     Returns:
         The pair at t1, differentiable once.
@@ -172,7 +175,9 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Any, ...]:
         scheme: Scheme = ctx.scheme
         size: int = ctx.size
         saved: tuple[Tensor, ...] = ctx.saved_tensors
@@ -182,7 +187,7 @@ class _Walk(torch.autograd.Function):
         tableau, c, h = TABLEAUS[scheme.base], scheme.coupling, scheme.h
 
         def increment(times: Tensor, at: State, length: float, weight: State) -> tuple[State, State]:
-            """Psi at `at`, and its vector-Jacobian product with `weight`; parameters' share goes to `sums`."""
+            """Psi at `at`, and its product with `weight`; the parameters' share goes to `sums`."""
             with torch.enable_grad():
                 leaf = tuple(part.detach().requires_grad_() for part in at)
                 psi = one_step(ctx.field, tableau, times, leaf, length, _zeros(leaf))

@@ -1,8 +1,9 @@
 """The same flow, evaluated faster: for flows whose rows do not see each other, without gradients.
 
-A concat-squash layer is (W y + b) * g + h with g = sigmoid(G c + g0), h = H c, and c = [t, s] the same for all rows
-of a code. So g and h + b g are computed for all layers at once and once a *code*; a layer is then one matrix product
-over all rows of all codes, one fused multiply-add and one tanh in place. The result is that of the flow to rounding.
+A concat-squash layer is (W y + b) * g + h with g = sigmoid(G c + g0), h = H c, and c = [t, s] the same for
+all rows of a code. So g and h + b g are computed for all layers at once and once a *code*; a layer is then
+one matrix product over all rows of all codes, one fused multiply-add and one tanh in place. The result is
+that of the flow to rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class RowFlow:
     """A snapshot of a flow for edits: `to_base` and `from_base` as the flow's, no gradient, no divergence.
 
     Args:
-        flow: `ConditionalFlow` without a summary of rows (`mix = 0`). Later changes of its weights are not seen.
+        flow: `ConditionalFlow` without a summary of rows (`mix = 0`). Later changes of its weights are not
+            seen.
 
     Raises:
         ContractError: A flow whose rows see each other.
@@ -52,17 +54,31 @@ class RowFlow:
         self._widths = [layer.layer.weight.shape[0] for layer in layers]
         self._weights = [layer.layer.weight.detach().T.contiguous() for layer in layers]  # [in, out]
         self._bias = torch.cat([layer.layer.bias for layer in layers]).detach()
-        self._gate = torch.cat([layer.gate.weight for layer in layers]).detach().T.contiguous()  # [1 + A, sum of widths]
+        self._gate = (
+            torch.cat([layer.gate.weight for layer in layers]).detach().T.contiguous()
+        )  # [1 + A, sum of widths]
         self._gate_bias = torch.cat([layer.gate.bias for layer in layers]).detach()
         self._shift = torch.cat([layer.shift.weight for layer in layers]).detach().T.contiguous()
-        gates = [layer.row_gate for layer in layers if layer.row_gate is not None]
-        shifts = [layer.row_shift for layer in layers if layer.row_shift is not None]
+        gates: list[Tensor] = [layer.row_gate for layer in layers if layer.row_gate is not None]
+        shifts: list[Tensor] = [layer.row_shift for layer in layers if layer.row_shift is not None]
         self._row_gate = torch.cat(gates, dim=1).detach() if gates else None  # [L, sum of widths]
         self._row_shift = torch.cat(shifts, dim=1).detach() if shifts else None
 
+    def whiten(self, w_plus: Tensor) -> Tensor:
+        """See `ConditionalFlow.whiten`."""
+        return self.flow.whiten(w_plus)
+
+    def unwhiten(self, y: Tensor) -> Tensor:
+        """See `ConditionalFlow.unwhiten`."""
+        return self.flow.unwhiten(y)
+
     @torch.no_grad()
     def to_base(
-        self, w_plus: Tensor, s: Tensor, solver: SolverConfig | None = None, evaluations: Evaluations | None = None
+        self,
+        w_plus: Tensor,
+        s: Tensor,
+        solver: SolverConfig | None = None,
+        evaluations: Evaluations | None = None,
     ) -> Tensor:
         """See `ConditionalFlow.to_base`."""
         y = self.flow.whiten(w_plus)
@@ -72,7 +88,7 @@ class RowFlow:
     def from_base(
         self, z: Tensor, s: Tensor, solver: SolverConfig | None = None, evaluations: Evaluations | None = None
     ) -> Tensor:
-        """See `ConditionalFlow.from_base`; z [B, L, D] with s [E * B, A] gives E edits of each code [E * B, L, D]."""
+        """See `ConditionalFlow.from_base`; s [E * B, A] gives E edits of each code, [E * B, L, D]."""
         z = z if len(z) == len(s) else z.repeat(len(s) // len(z), 1, 1)
         y = self._solve(z, s, self.config.end_time, 0.0, solver, evaluations)
         return self.flow.unwhiten(y)
@@ -118,7 +134,8 @@ def velocity_and_trace(
 ) -> tuple[Tensor, Tensor]:
     """The field and e^T (df/dy) e, the tangent e pushed forward beside the state; differentiable.
 
-    The number of Hutchinson's estimator as by a vector-Jacobian product, but differentiated once in training and not
+    The number of Hutchinson's estimator as by a vector-Jacobian product, but differentiated once in training
+    and not
     twice: a step costs about half.
 
     Args:

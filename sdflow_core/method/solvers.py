@@ -23,10 +23,10 @@ class SolverConfig(Config):
     """How to integrate.
 
     Attributes:
-        method: `dopri5` is adaptive (reference); the others walk a fixed grid. `reversible` trains in memory that
-            does not grow with the steps; coming home exactly takes its pair (`reversible.there`, `reversible.back`).
-        steps: Intervals of the fixed grid; ignored by `dopri5`. One costs 1 (euler), 2 (midpoint, heun), 4 (rk4)
-            evaluations of the field, or twice its base's (reversible).
+        method: `dopri5` is adaptive (reference); the others walk a fixed grid. `reversible` trains in memory
+            that does not grow with the steps; coming home exactly takes its pair (see `reversible.py`).
+        steps: Intervals of the fixed grid; ignored by `dopri5`. One costs 1 (euler), 2 (midpoint, heun), 4
+            (rk4) evaluations of the field, or twice its base's (reversible).
         rtol: Relative tolerance of `dopri5`.
         atol: Absolute tolerance of `dopri5`.
         max_steps: Steps, taken or refused, after which `dopri5` gives up: a stiff field ends in an error.
@@ -81,8 +81,8 @@ def integrate(
         y(t1), same structure as y0.
 
     Raises:
-        ContractError: A row of y0 or of the result that is not finite, or a field so stiff that `dopri5` has not
-            arrived after `max_steps`.
+        ContractError: A row of y0 or of the result that is not finite, or a field so stiff that `dopri5`
+            has not arrived after `max_steps`.
 
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)
@@ -97,7 +97,9 @@ def integrate(
             evaluations.count += 1
         return velocity(t, parts) if is_tuple else (velocity(t, parts[0]),)
 
-    _require_finite(state, "state to integrate from", "check the codes and attributes: NaN or infinity came in")
+    _require_finite(
+        state, "state to integrate from", "check the codes and attributes: NaN or infinity came in"
+    )
     if config.method == "dopri5":
         end = _adaptive(field, state, t0, t1, config)
     elif config.method == "reversible":
@@ -105,7 +107,9 @@ def integrate(
         end = solve(field, state, scheme).y
     else:
         end = walk(field, state, t0, t1, config.steps, config.method)
-    todo = f"the field overflows on the way: take more than {config.steps} steps of {config.method}, or dopri5"
+    todo = (
+        f"the field overflows on the way: take more than {config.steps} steps of {config.method}, or dopri5"
+    )
     if config.method == "dopri5":
         todo = "the field itself is not finite there: train it again, or check its weights"
     _require_finite(end, "result of an integration", todo)
@@ -144,11 +148,11 @@ def _adaptive(
 def _stiff(config: SolverConfig, t0: float, t1: float, found: str) -> ContractError:
     return ContractError(
         "dopri5 does not arrive: the field is stiff or not finite",
-        expected=f"at most {config.max_steps} steps (max_steps) at rtol {config.rtol:g}, atol {config.atol:g}",
+        expected=f"at most {config.max_steps} steps (max_steps), rtol {config.rtol:g}, atol {config.atol:g}",
         found=found,
         where=f"between t = {t0:g} and {t1:g}",
-        todo="loosen rtol and atol, raise max_steps, or use a fixed grid; a field that training blew up is to be trained"
-        " again from its last good checkpoint",
+        todo="loosen rtol and atol, raise max_steps, or use a fixed grid; train a field that blew up again"
+        " from its last good checkpoint",
     )
 
 

@@ -16,6 +16,7 @@ from sdflow_core.method.editing import EditConfig, FlowEditor
 from sdflow_core.method.field import FieldConfig
 from sdflow_core.method.flow import ConditionalFlow, FlowConfig
 from sdflow_core.method.inversion_free import inversion_free_edit
+from sdflow_core.method.mirrored import classical, fitted, retrace, trace
 from sdflow_core.method.principal import PrincipalConfig, PrincipalFlow
 from sdflow_core.method.row_field import RowFlow, velocity_and_trace
 from sdflow_core.method.semantic_encoder import SemanticEncoder
@@ -112,7 +113,9 @@ def test_without_a_field_the_principal_flow_moves_by_its_regression() -> None:
 
 
 def test_the_editor_offers_it_and_a_flow_without_a_path_is_refused() -> None:
-    semantic = SemanticEncoder(Labeller(LabellerConfig(attributes=("a", "b"), resolution=16, channels=(4, 4))))
+    semantic = SemanticEncoder(
+        Labeller(LabellerConfig(attributes=("a", "b"), resolution=16, channels=(4, 4)))
+    )
     solver = SolverConfig(method="euler", steps=5)
     editor = FlowEditor(_conditional(mix=4), semantic, "e", EditConfig(solver=solver, inversion_free=True))
     w, s = _batch()
@@ -170,3 +173,70 @@ def test_the_tangent_gives_the_trace_of_the_vector_jacobian_product(row_index: b
         assert (a is None and b is None) or torch.allclose(
             a if a is not None else torch.zeros(()), b if b is not None else torch.zeros(()), atol=1e-10
         )
+
+
+def _rows_alone() -> ConditionalFlow:
+    return _conditional(mix=0)
+
+
+@torch.no_grad()
+def test_the_mirrored_edit_is_exact_for_unchanged_rows_and_converges_to_the_edit_by_inversion() -> None:
+    flow = _rows_alone().double()
+    w, s = (part.double() for part in _batch())
+    tight = SolverConfig(method="dopri5", rtol=1e-10, atol=1e-10)
+    truth = flow.from_base(flow.to_base(w, s, tight), 1 - s, tight)
+    errors: list[float] = []
+    for steps in (1, 4, 8):
+        scheme = classical([(i + 1) / steps for i in range(steps)])
+        cost = Evaluations()
+        walked = trace(flow, w, s, scheme, cost)
+        assert torch.equal(retrace(flow, walked, s, scheme), w)
+        edited = retrace(flow, walked, 1 - s, scheme, cost)
+        assert cost.count == 8 * steps
+        errors.append(float((edited - truth).norm() / (truth - w).norm()))
+    assert errors[0] < 0.3
+    assert errors[1] / errors[2] > 2**2 * 0.75  # at least of order 2
+    assert errors[2] < 1e-3
+    assert torch.allclose(walked.z, flow.to_base(w, s, SolverConfig(method="rk4", steps=60)), atol=1e-4)
+
+
+@torch.no_grad()
+def test_several_edits_share_one_way_there() -> None:
+    flow = _rows_alone().double()
+    w, s = (part.double() for part in _batch())
+    scheme = classical([0.45, 1.0])
+    walked = trace(flow, w, s, scheme)
+    wanted = [1 - s, s, s.clamp(max=0.2)]
+    together = retrace(flow, walked, torch.cat(wanted), scheme)
+    alone = torch.cat([retrace(flow, walked, after, scheme) for after in wanted])
+    assert torch.allclose(together, alone, atol=1e-12)
+    fast = RowFlow(flow)
+    assert torch.allclose(retrace(fast, trace(fast, w, s, scheme), 1 - s, scheme), alone[:6], atol=1e-12)
+
+
+def test_a_scheme_bent_to_a_flow_is_better_on_codes_it_has_not_seen_and_still_exact() -> None:
+    flow = _rows_alone().double().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in flow.field.layers[-1].parameters():
+            parameter.mul_(4.0)
+    rng = torch.Generator().manual_seed(9)
+    w, s = torch.randn(24, ROWS, DIM, generator=rng).double(), torch.rand(24, A, generator=rng).double()
+    start = classical([1.0])
+    bent = fitted(flow, start, w[:16], s[:16], 1 - s[:16], rounds=12, rate=1e-2)
+    fine = classical([(i + 1) / 8 for i in range(8)])
+
+    def error(scheme: Any) -> float:
+        truth, found = (
+            retrace(flow, trace(flow, w[16:], s[16:], sc), 1 - s[16:], sc) for sc in (fine, scheme)
+        )
+        return float((found - truth).norm() / (truth - w[16:]).norm())
+
+    with torch.no_grad():
+        assert error(bent) < 0.8 * error(start)
+        assert torch.equal(retrace(flow, trace(flow, w, s, bent), s, bent), w)
+
+
+@pytest.mark.parametrize("ends", [[], [0.5], [0.6, 0.4, 1.0]])
+def test_grids_that_do_not_reach_the_end_are_refused(ends: list[float]) -> None:
+    with pytest.raises(ContractError, match="grid of a mirrored scheme"):
+        classical(ends)

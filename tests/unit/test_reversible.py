@@ -1,4 +1,4 @@
-"""The reversible scheme: home to rounding, gradients of its own steps, memory that knows no steps, and its trap."""
+"""The reversible scheme: home to rounding, gradients of its steps, constant memory, and its trap."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ def test_tuples_gradients_and_cost() -> None:
     assert torch.allclose(y0.grad, torch.ones(3), atol=1e-2)  # y + its integral is conserved
 
 
-@pytest.mark.parametrize("bad", [{"method": "bogus"}, {"steps": 0}, {"rtol": 0}, {"step": 3}, {"max_steps": 0}, {"coupling": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"method": "bogus"}, {"steps": 0}, {"rtol": 0}, {"step": 3}, {"max_steps": 0}, {"coupling": 1.5}]
+)
 def test_bad_settings_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SolverConfig(**bad)  # pyright: ignore
@@ -118,7 +120,8 @@ def test_a_limit_that_suffices_does_not_disturb() -> None:
     a = _matrix()
     y0 = torch.eye(4, dtype=torch.float64)
     free, bound = (
-        integrate(lambda _, y: y @ a.T, y0, 0.0, 1.0, SolverConfig(method="dopri5", max_steps=n)) for n in (1000, 20)
+        integrate(lambda _, y: y @ a.T, y0, 0.0, 1.0, SolverConfig(method="dopri5", max_steps=n))
+        for n in (1000, 20)
     )
     assert torch.equal(free, bound)
 
