@@ -74,8 +74,8 @@ def published(
 ) -> Edit:
     """SDFlow as published, or (not `joint`) its flow on frozen scores by likelihood alone, StyleFlow's way.
 
-    Steps are few here, so the batch is 32 instead of 8, the rate 1e-3 instead of 1e-4, the width 4 D instead of
-    D, and the training solves on a fixed grid. Terms, weights and architecture are the published ones.
+    Steps are few here, so the batch is 32 instead of 8, the rate 1e-3 instead of 1e-4, the width 4 D instead
+    of D, and the training solves on a fixed grid. Terms, weights and architecture are the published ones.
     """
     config = PaperTrainingConfig(
         flow=PaperFlowConfig(width=128),
