@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field, TypeAdapter
 
 from sdflow_core.method.flow import ConditionalFlow, FlowConfig
+from sdflow_core.method.paper import PaperFlow, PaperFlowConfig
 from sdflow_core.method.principal import PrincipalConfig, PrincipalFlow
 
 AnyFlowConfig: TypeAlias = Annotated[PrincipalConfig | FlowConfig, Field(discriminator="kind")]
@@ -34,3 +35,18 @@ def make_flow(rows: int, dim: int, attributes: int, config: PrincipalConfig | Fl
     if isinstance(config, PrincipalConfig):
         return PrincipalFlow(rows, dim, attributes, config)
     return ConditionalFlow(rows, dim, attributes, config)
+
+
+def stored_flow(rows: int, dim: int, attributes: int, values: dict[str, Any]) -> AnyFlow | PaperFlow:
+    """The flow of an editor's file, not yet filled: as `make_flow`, or the published one.
+
+    Raises:
+        pydantic.ValidationError: An unknown kind, or values that it does not have.
+
+    Example:
+        >>> type(stored_flow(2, 3, 1, {"kind": "paper", "width": 4})).__name__
+        'PaperFlow'
+    """
+    if values.get("kind") == "paper":
+        return PaperFlow(rows, dim, attributes, PaperFlowConfig(**values))
+    return make_flow(rows, dim, attributes, read_flow_config(values))
