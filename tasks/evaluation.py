@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdflow_core.records.errors import ContractError
@@ -39,8 +39,8 @@ def evaluate_dataset(
 ) -> dict[str, Any]:
     """Flip every attribute of some faces at six strengths, and report what labeller, judge and SFace see.
 
-    Only faces are used whose consent holds and allows all of these attributes. Gates and blending are off; failed edits count. The report and
-    its plots lie under `private/reports/evaluate`.
+    Only faces are used whose consent holds and allows all of these attributes. Gates and blending are off;
+    failed edits count. The report and its plots lie under `private/reports/evaluate`.
 
     Args:
         store: With a bundle in force that has an editor.
@@ -151,7 +151,7 @@ def _codes(store: Store, dataset: str, bundle: Any, names: tuple[str, ...]) -> t
     faces = {
         source["face_id"]
         for source in kept_sources(store, dataset, recipes.ingest(bundle).key)
-        if not ended(source, day) and set(names) <= set(source["consent_attributes"] or ())
+        if not ended(source, day) and _allowed(source["consent_attributes"] or (), names)
     }
     columns = ["row_key", "face_id", "w_plus"]
     table = Table(store, dataset, "latents").read(
@@ -166,6 +166,10 @@ def _codes(store: Store, dataset: str, bundle: Any, names: tuple[str, ...]) -> t
             todo=f"run `sdflow invert {dataset}` with the bundle that is promoted now",
         )
     return rows["row_key"].to_pylist(), torch.from_numpy(wplus_numpy(rows, "w_plus").copy())
+
+
+def _allowed(consent: Sequence[str], names: tuple[str, ...]) -> bool:
+    return "*" in consent or set(names) <= set(consent)
 
 
 def _trained_on(store: Store, editor: str, dataset: str, keys: list[str]) -> str:
