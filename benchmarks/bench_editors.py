@@ -1,15 +1,15 @@
 """Editors compared where they succeed equally often, on people that none of them has seen.
 
-Every attribute of every held-out person is flipped against its own prediction at six strengths that are found on
-training codes; gates and blending are off, failed edits count. Preservation, identity and leakage are read where
-90 and 95 % of the edits succeed, as the embedded judge sees it (primary; it learned from other people than the
-labeller) and as the labeller sees it. Identity is judged by dlib's ResNet, which had no part in any training;
-SFace stands beside it, and taught the edit map. With --data the held-out people are photographs of LFW's test
-people (research only, never shown); without, people drawn anew from the embedded prior.
+Every attribute of every held-out person is flipped against its own prediction at six strengths, found on
+training codes; gates and blending are off, failed edits count. Preservation, identity and leakage are read
+where 90 and 95 % of the edits succeed, as the embedded judge sees it (primary; it learned from other people
+than the labeller) and as the labeller sees it. Identity is judged by dlib's ResNet, which had no part in any
+training; SFace stands beside it, and taught the edit map. With --data the held-out people are photographs of
+LFW's test people (research only, never shown); without, people drawn anew from the embedded prior.
 
-Everything trained and measured is kept in the work folder: a killed run goes on where it stopped, and a run for
-more images or seeds computes what is new. The default budget takes some five hours on two cores with nothing
-else running; `--quick` two minutes, and says nothing about quality.
+Everything trained and measured is kept in the work folder: a killed run goes on where it stopped, and a run
+for more images or seeds computes what is new. `--quick` is a trial of the machinery and says nothing about
+quality.
 
 Usage: `python benchmarks/bench_editors.py [--data FOLDER] [--rows top,ours,baseline,ablation | NAME ..]
        [--seeds 3] [--images 240] [--work FOLDER] [--paper-steps N] [--quick] [--json]`
@@ -35,7 +35,7 @@ from benchmarks.editors.material import Material  # noqa: E402
 from benchmarks.editors.measure import costs, measured, reference_of, sources_described  # noqa: E402
 from benchmarks.editors.options import QUICK, Budget, Options  # noqa: E402
 from benchmarks.editors.report import draw, print_all, print_ceiling  # noqa: E402
-from benchmarks.editors.rows import ROWS, Row, budget_said, trained  # noqa: E402
+from benchmarks.editors.rows import ROWS, Row, trained  # noqa: E402
 from benchmarks.judges.fetch import default_cache  # noqa: E402
 from sdflow_core.records.errors import SDFlowError  # noqa: E402
 
@@ -65,13 +65,12 @@ def run(material: Material, rows: list[Row], seeds: int) -> dict[str, list[dict[
         for row in rows:
             if seed and row.group != "top":
                 continue
-            editor, digest, seconds = trained(row, material, seed)
+            ready = trained(row, material, seed)
             name = f"{row.name}, seed {seed}"
-            found = measured(material, editor, digest, name)
+            found = measured(material, ready.editor, ready.digest, name)
             figures = figures_of(found, material.tracked, sources, reference)
-            figures |= {"seed": seed, "cost": costs(material, editor)}
-            if seconds:
-                figures["training_seconds"] = seconds
+            figures |= {"seed": seed, "cost": costs(material, ready.editor)}
+            figures["training_seconds"] = ready.seconds
             out.setdefault(row.name, []).append(figures)
     return out
 
@@ -132,7 +131,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(material.describe())
-    print(f"budget: {budget_said(budget)}")
+    print("budget: " + ", ".join(f"{name} {value}" for name, value in budget.model_dump().items()))
     tables = print_all(results, [row.name for row in rows if row.group == "top"], material.tracked)
     if natural:
         print_ceiling(natural)

@@ -1,7 +1,7 @@
 """The natural ceiling: two photographs of one person that differ in an attribute by their labels.
 
-Nobody edits anything here. How far apart does the judge put them, and how many other attributes agree? An edit
-that does better keeps more than a camera on another day.
+Nobody edits anything here. How far apart does the judge put them, and how many other attributes agree? An
+edit that does better keeps more than a camera does on another day.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def natural_pairs(people: NDArray[np.str_], values: NDArray[np.float64], most: i
 
 
 def ceiling(material: Material) -> dict[str, Any]:
-    """Attribute -> pairs, distance by the judge, share of other attributes that labeller and judge see alike."""
+    """Attribute -> pairs, distance by the judge, share of the other attributes that are seen alike."""
     photographs, tracked = material.test_photographs, material.tracked
     budget, out = material.options.budget, dict[str, Any]()
     for name in material.options.attributes:

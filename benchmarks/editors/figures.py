@@ -76,10 +76,10 @@ def paired(a: Floats, b: Floats) -> Floats:
 def distribution_distances(
     found: Sweep, reference: NDArray[np.float32], classes: NDArray[np.bool_]
 ) -> Floats:
-    """Fréchet distance of edits to other people who show what was asked for, in the same proportion [A, S + 1].
+    """Fréchet distance of edits to other people who show what was asked for [A, S + 1].
 
-    No edit at all stands first: the held-out renderings against the same reference. Of small sets the
-    distance is biased upwards, alike for all editors.
+    Classes are in the same proportion on both sides. No edit at all stands first: the held-out renderings
+    against the same reference. Of small sets the distance is biased upwards, alike for all editors.
     """
     rows: list[list[float]] = []
     for a in range(len(found.attributes)):

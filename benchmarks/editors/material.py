@@ -170,7 +170,7 @@ class Material:
         found = self.test_photographs
         _, first = np.unique(found.people, return_index=True)
         # by a hash of the person, not by the alphabet
-        order = sorted(first, key=lambda i: hashlib.sha256(found.people[i].encode()).hexdigest())
+        order = sorted(first, key=lambda i: hashlib.sha256(str(found.people[i]).encode()).hexdigest())
         rows = np.array(order[:count])
         sources = found.images[rows]
         return HeldOut(sources, found.points[rows], torch.from_numpy(self.networks.encode(sources)), True)

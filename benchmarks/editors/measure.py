@@ -1,4 +1,4 @@
-"""Measures a trained editor block by block of held-out people; every block is kept as soon as it is measured."""
+"""Measures an editor block by block of held-out people; every block is kept as soon as it is measured."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Who looks at the edits: the labeller, judges that had no part in any training, and the product's own gate.
+"""Who looks at the edits: the labeller, judges that had no part in any training, the product's own gate.
 
-Judges only: the embedded judge (other people than the labeller's), face-api's expression net for smiles, dlib's
-ResNet for identity. SFace is the product's gate, and the edit map was taught by it: it is reported beside the
+Judges only: the embedded judge (of other people than the labeller's), face-api's expression net for smiles,
+dlib's ResNet for identity. SFace is the product's gate, and taught the edit map: it is reported beside the
 judge, never instead of it. The detector says whether there is still one face.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -40,7 +41,7 @@ class Observers:
         cv2.setNumThreads(1)  # one observer at a time is measured, on one core
 
     @cached_property
-    def _folder(self):
+    def _folder(self) -> Path:
         return weight_files(FACE_API, self.material.options.judges)
 
     @cached_property
@@ -68,7 +69,7 @@ class Observers:
         border = cv2.BORDER_REFLECT_101
         m = _MARGIN_PX
         found = [
-            len(self.material.networks.detector.find(cv2.copyMakeBorder(p, m, m, m, m, border))) == 1  # type: ignore[arg-type]
+            len(self.material.networks.detector.find(cv2.copyMakeBorder(p, m, m, m, m, border))) == 1
             for p in enlarged(pixels, _FACE_PX)
         ]
         return np.array(found, np.float32)[:, None]

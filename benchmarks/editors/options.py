@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from sdflow_core.method.solvers import REFERENCE, SolverConfig
 from sdflow_core.records.config import Config
 
+PUBLISHED_SOLVERS = {"rk4": SolverConfig(method="rk4", steps=4), "reference": REFERENCE}
 # counts up when what is kept under a name is computed otherwise
 FORMAT = 1
 
@@ -26,7 +28,8 @@ class Budget(Config):
         pick: Training codes that an editor's strengths are found on.
         flow_steps: Of the principal flow; readers and map follow it.
         published_steps: Of SDFlow as published; the original trains 10,000 of batch 8.
-        first_steps: Of the first-generation editor; 0 its own default.
+        published_solver: Solver of that training (`PUBLISHED_SOLVERS`); it edits by the reference.
+        first_steps: Of the first-generation editor.
         ceiling: Most pairs of photographs an attribute.
     """
 
@@ -35,9 +38,10 @@ class Budget(Config):
     real: int = Field(default=4000, ge=0)
     samples: int = Field(default=14_000, ge=64)
     pick: int = Field(default=24, ge=4)
-    flow_steps: int = Field(default=3000, ge=1)
+    flow_steps: int = Field(default=2000, ge=1)
     published_steps: int = Field(default=600, ge=1)
-    first_steps: int = Field(default=0, ge=0)
+    published_solver: Literal["rk4", "reference"] = "rk4"
+    first_steps: int = Field(default=800, ge=1)
     ceiling: int = Field(default=200, ge=0)
 
 
@@ -45,7 +49,7 @@ QUICK = Budget(
     images=24,
     block=12,
     real=64,
-    samples=600,
+    samples=400,
     pick=8,
     flow_steps=60,
     published_steps=2,

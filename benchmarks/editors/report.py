@@ -103,9 +103,7 @@ def print_matrix(name: str, found: dict[str, Any], tracked: Sequence[str], reade
 
 def print_ceiling(ceiling: dict[str, Any]) -> None:
     """What two photographs of one person show."""
-    print(
-        "\nNatural ceiling: two photographs of one person that differ in the attribute by LFW's machine labels"
-    )
+    print("\nNatural ceiling: two photographs of one person that differ by LFW's machine labels")
     print(f"{'attribute':22}{'pairs':>8}{'distance':>10}{'kept (judge)':>14}{'kept (labeller)':>17}")
     for name, row in ceiling.items():
         print(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,25 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.editors.material import Material
-from benchmarks.editors.options import Budget, named
-from sdflow_core.faces.networks import to_uint8
-from sdflow_core.faces.recognizer import CropRecognizer
-from sdflow_core.method.code_source import TensorSource
-from sdflow_core.method.code_survey import survey
-from sdflow_core.method.condition import features
-from sdflow_core.method.edit_map import EditMap, EditMapConfig
-from sdflow_core.method.editing import EditConfig, FlowEditor, LinearEditor, load_editor
-from sdflow_core.method.editor import Editor, EditorBase, Prepared
+from benchmarks.editors.options import PUBLISHED_SOLVERS, named
+from sdflow_core.method.edit_map import EditMapConfig
+from sdflow_core.method.editing import EditConfig, FlowEditor, LinearEditor, MapEditor, load_editor
+from sdflow_core.method.editor import Editor
 from sdflow_core.method.linear import fit_linear
 from sdflow_core.method.map_training import MapTraining
-from sdflow_core.method.principal import PrincipalConfig, PrincipalFlow
+from sdflow_core.method.paper_objective import ABLATIONS, PUBLISHED, STYLEFLOW, PaperObjective
+from sdflow_core.method.paper_training import PaperTrainingConfig, train_paper
+from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.semantic_encoder import SemanticEncoder
-from sdflow_core.method.training import TrainingConfig, train_editor
+from sdflow_core.method.solvers import REFERENCE
+from sdflow_core.method.training import TrainingConfig, joint_training, train_editor
+from sdflow_core.method.witness import PictureWitness
+from sdflow_core.records.errors import ContractError
 
-_FLOW_BATCH, _FLOW_RATE, _FLOW_NOISE = 128, 1e-3, 0.1
+OURS = "ours: edit map"
+_SAID = 10  # times that a training says where it is
 
 
 @dataclass(frozen=True)
@@ -38,54 +38,33 @@ class Row:
 
     Attributes:
         name: As printed.
-        train: (material, seed) -> editor.
+        train: (material, seed, where a training keeps its state) -> editor.
         group: `top` rows get all seeds; `ablation` rows come last.
         budget: Names of the budget's numbers that the training depends on, beside the training set's.
     """
 
     name: str
-    train: Callable[[Material, int], Editor]
+    train: Callable[[Material, int, StateFile], Editor]
     group: str = "baseline"
     budget: tuple[str, ...] = ()
 
 
-class _MapEditor(EditorBase):
-    kind = "bench_map_editor"
+class StateFile:
+    """A training's checkpoint as a file; replaced atomically."""
 
-    def __init__(
-        self, flow: PrincipalFlow, edit_map: EditMap, semantic: SemanticEncoder, digest: str
-    ) -> None:
-        super().__init__(semantic, digest, flow.rows, flow.dim)
-        self.flow, self.map = flow.eval().requires_grad_(False), edit_map.eval().requires_grad_(False)
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    def prepare(self, w_plus: Tensor, s: Tensor) -> Prepared:
-        self.require(w_plus, s)
-        return Prepared(w_plus, s, w_plus, w_plus, 0)
+    def save(self, data: bytes) -> None:
+        """See `TrainingCheckpoint`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_name(f".{self.path.name}.part")
+        scratch.write_bytes(data)
+        scratch.replace(self.path)
 
-    def move(self, prepared: Prepared, s_after: Tensor) -> tuple[Tensor, int]:
-        with torch.no_grad():
-            return self.map(self.flow, prepared.w_plus, features(prepared.s), features(s_after)), 2
-
-
-class Witness:
-    """Looks at renderings for the training of the edit map: labeller and SFace."""
-
-    def __init__(self, material: Material) -> None:
-        self.material = material
-        networks = material.networks
-        self.recognizer = CropRecognizer(networks.identity, networks.bundle.template_scale)
-
-    def describe(self, rows: Tensor) -> Tensor:
-        """See `map_training.Witness`."""
-        pictures = self.material.training.images[rows].permute(0, 2, 3, 1).contiguous().numpy()
-        return torch.from_numpy(self.recognizer.embed(pictures))
-
-    def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor]:
-        """See `map_training.Witness`."""
-        networks = self.material.networks
-        shown = networks.render(w_plus)
-        scores = networks.scores(shown)[:, self.material.columns]
-        return scores, torch.from_numpy(self.recognizer.embed(to_uint8(shown)))
+    def load(self) -> bytes | None:
+        """See `TrainingCheckpoint`."""
+        return self.path.read_bytes() if self.path.is_file() else None
 
 
 def _labeller(material: Material) -> Any:
@@ -100,8 +79,21 @@ def _encoder(material: Material) -> str:
     return material.networks.digest("encoder")
 
 
-def _linear(project: bool) -> Callable[[Material, int], Editor]:
-    def train(material: Material, seed: int) -> Editor:
+def _witness(material: Material) -> PictureWitness:
+    return PictureWitness(material.networks, material.training.images, material.columns, threads=1)
+
+
+def _said(material: Material, what: str) -> Callable[[int, int, dict[str, float]], None]:
+    def say(done: int, total: int, losses: dict[str, float]) -> None:
+        if done % max(total // _SAID, 1) == 0 or done == total:
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            material.say(f"{what}: step {done} of {total}: {numbers}")
+
+    return say
+
+
+def _linear(project: bool) -> Callable[[Material, int, StateFile], Editor]:
+    def train(material: Material, seed: int, state: StateFile) -> Editor:
         codes, scores = material.training.codes, _scores(material)
         if seed:  # there is nothing random in it: another seed is another draw of the training people
             rows = torch.randint(len(codes), (len(codes),), generator=torch.Generator().manual_seed(seed))
@@ -112,9 +104,7 @@ def _linear(project: bool) -> Callable[[Material, int], Editor]:
     return train
 
 
-def _first_generation(material: Material, seed: int) -> Editor:
-    steps = material.options.budget.first_steps
-    config = TrainingConfig(seed=seed, **({"steps": steps} if steps else {}))
+def _train(material: Material, config: TrainingConfig, state: StateFile, what: str) -> Editor:
     data = material.training
     trained = train_editor(
         data.codes,
@@ -123,147 +113,141 @@ def _first_generation(material: Material, seed: int) -> Editor:
         material.networks.generator,
         _labeller(material),
         config,
-        progress=_said(material, "first generation"),
+        state,
+        _said(material, what),
+        witness=_witness(material),
     )
-    return FlowEditor(trained.flow, trained.semantic_encoder, _encoder(material))
+    return trained.editor(_encoder(material))
 
 
-def _said(material: Material, what: str) -> Callable[[int, int, dict[str, float]], None]:
-    def say(done: int, total: int, losses: dict[str, float]) -> None:
-        if done % max(total // 5, 1) == 0:
-            said = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            material.say(f"{what}: step {done} of {total}: {said}")
-
-    return say
+def _first_generation(material: Material, seed: int, state: StateFile) -> Editor:
+    config = joint_training(material.options.budget.first_steps).model_copy(update={"seed": seed})
+    return _train(material, config, state, "first generation")
 
 
-def principal_flow(material: Material, seed: int) -> PrincipalFlow:
-    """The flow that map and corrected edit share; kept."""
-    steps = material.options.budget.flow_steps
-    path = _place(material, "flow", seed, ("flow_steps",)).with_suffix(".pt")
-    codes, scores = material.training.codes, _scores(material)
-    flow = PrincipalFlow(codes.shape[1], codes.shape[2], scores.shape[1], PrincipalConfig())
-    if path.is_file():
-        flow.load_state_dict(torch.load(path, weights_only=True))
-        return flow.eval().requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        flow = PrincipalFlow(codes.shape[1], codes.shape[2], scores.shape[1], PrincipalConfig())
-    flow.fit(survey(TensorSource(codes, scores)))
-    rng = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=_FLOW_RATE)
-    say = _said(material, "principal flow")
-    with torch.enable_grad():
-        for step in range(steps):
-            rows = torch.randint(len(codes), (_FLOW_BATCH,), generator=rng)
-            s = scores[rows]
-            s = s + 0.5 * _FLOW_NOISE * torch.randn(s.shape, generator=rng)
-            noise = torch.randn(len(rows), len(flow.spread), generator=rng)
-            loss = flow.matching(codes[rows], s, noise, torch.rand(len(rows), generator=rng))
-            rise = min((step + 1) / 20, 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = _FLOW_RATE * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-            optimizer.step()
-            say(step + 1, steps, {"matching": float(loss.detach())})
-    flow.eval().requires_grad_(False)
-    _write(path, lambda scratch: torch.save(flow.state_dict(), scratch))
-    return flow
+def _ours(material: Material, seed: int, state: StateFile) -> Editor:
+    config = TrainingConfig(steps=material.options.budget.flow_steps, seed=seed)
+    return _train(material, config, state, "ours")
 
 
-def _principal(material: Material, seed: int) -> Editor:
-    config = EditConfig(solver=PrincipalConfig().solver)
-    flow = principal_flow(material, seed)
-    return FlowEditor(flow, SemanticEncoder(_labeller(material)), _encoder(material), config)  # type: ignore[arg-type]
+def _our_flow(material: Material, seed: int, state: StateFile) -> Editor:
+    """The flow of the same training, editing by itself."""
+    flow = our_map(material, seed).flow
+    config = EditConfig(solver=flow.config.solver)
+    return FlowEditor(flow, SemanticEncoder(_labeller(material)), _encoder(material), config)
 
 
-def _map(**changes: Any) -> Callable[[Material, int], Editor]:
-    def train(material: Material, seed: int) -> Editor:
-        config = EditMapConfig(**changes)
-        path = _place(material, f"map {changes}", seed, ("flow_steps",)).with_suffix(".pt")
-        flow, data = principal_flow(material, seed), material.training
+def our_map(material: Material, seed: int) -> MapEditor:
+    """The product's editor of this seed.
+
+    Raises:
+        ContractError: The default training gave another kind of editor.
+    """
+    found = trained(next(row for row in ROWS if row.name == OURS), material, seed).editor
+    if not isinstance(found, MapEditor):
+        raise ContractError("the product's editor", expected=MapEditor.kind, found=type(found).__name__)
+    return found
+
+
+def _map_without(term: str) -> Callable[[Material, int, StateFile], Editor]:
+    def train(material: Material, seed: int, state: StateFile) -> Editor:
+        ours, data = our_map(material, seed), material.training
+        flow: PrincipalFlow = ours.flow
         training = MapTraining(
             flow,
             data.codes,
             _scores(material),
-            Witness(material),
-            config,
+            _witness(material),
+            EditMapConfig.model_validate({term: 0.0}),
             material.options.budget.flow_steps,
             seed,
         )
-        if path.is_file():
-            training.map.load_state_dict(torch.load(path, weights_only=True))
-        else:
-            said = [""]
-
-            def after(losses: dict[str, float]) -> None:
-                stage, done = training.place()
-                if stage != said[0] or done == training.lengths[stage] - 1:
-                    numbers = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                    material.say(f"edit map: {stage} {done} of {training.lengths[stage]}: {numbers}")
-                    said[0] = stage
-
-            training.run(after)
-            _write(path, lambda scratch: torch.save(training.map.state_dict(), scratch))
-        semantic = SemanticEncoder(_labeller(material))
-        return _MapEditor(flow, training.map, semantic, _encoder(material))
+        say = _said(material, f"map without {term}")
+        learned = training.run(lambda losses: say(training.step, training.total, losses))
+        return MapEditor(flow, learned, ours.semantic_encoder, _encoder(material))
 
     return train
 
 
+def _published(objective: PaperObjective, what: str) -> Callable[[Material, int, StateFile], Editor]:
+    def train(material: Material, seed: int, state: StateFile) -> Editor:
+        budget = material.options.budget
+        config = PaperTrainingConfig(
+            objective=objective,
+            steps=budget.published_steps,
+            solver=PUBLISHED_SOLVERS[budget.published_solver],
+            checkpoint_every=25,
+        )
+        flow, semantic = train_paper(
+            material.training.codes,
+            _scores(material),
+            material.networks.generator,
+            _labeller(material),
+            config,
+            seed,
+            _said(material, what),
+            state,
+        )
+        # edits as published: there and back by the reference solver, the round trip's error left in
+        return FlowEditor(flow, semantic, _encoder(material), EditConfig(solver=REFERENCE, corrected=False))
+
+    return train
+
+
+_PAPER = ("published_steps", "published_solver")
 ROWS: tuple[Row, ...] = (
     Row("linear direction", _linear(project=False)),
     Row("linear, projected", _linear(project=True), "top"),
+    Row("frozen scores", _published(STYLEFLOW, "frozen scores"), "baseline", _PAPER),
+    Row("published", _published(PUBLISHED, "published"), "top", _PAPER),
     Row("first generation", _first_generation, "baseline", ("first_steps",)),
-    Row("ours: flow", _principal, "ours", ("flow_steps",)),
-    Row("ours: edit map", _map(), "top", ("flow_steps",)),
-    Row("map without aim", _map(aim=0.0), "ablation", ("flow_steps",)),
-    Row("map without hold", _map(hold=0.0), "ablation", ("flow_steps",)),
-    Row("map without identity", _map(identity=0.0), "ablation", ("flow_steps",)),
-    Row("map without kept", _map(kept=0.0), "ablation", ("flow_steps",)),
+    Row("ours: flow", _our_flow, "ours", ("flow_steps",)),
+    Row(OURS, _ours, "top", ("flow_steps",)),
+    *(
+        Row(f"map without {term}", _map_without(term), "ablation", ("flow_steps",))
+        for term in ("aim", "hold", "identity", "kept")
+    ),
+    *(
+        Row(f"published, {name}", _published(ABLATIONS[name], name), "ablation", _PAPER)
+        for name in ("no consistency", "no closeness", "frozen semantics")
+    ),
 )
 
 
-def _place(material: Material, name: str, seed: int, budget: tuple[str, ...]) -> Path:
+@dataclass(frozen=True)
+class Trained:
+    """A row's editor.
+
+    Attributes:
+        editor: Ready for use.
+        digest: Of its file: names what is measured of it.
+        seconds: Of its training, as it was measured when it was trained.
+    """
+
+    editor: Editor
+    digest: str
+    seconds: float
+
+
+def trained(row: Row, material: Material, seed: int) -> Trained:
+    """The row's editor, from the work folder when it was trained before."""
     options = material.options
-    numbers = {key: getattr(options.budget, key) for key in ("samples", "real", *budget)}
+    numbers = {key: getattr(options.budget, key) for key in ("samples", "real", *row.budget)}
     if options.data is None:
         numbers["real"] = 0
     networks = {
         kind: material.networks.digest(kind) for kind in ("generator", "encoder", "labeller", "prior")
     }
-    parts: dict[str, Any] = {"row": name, "seed": seed, "attributes": options.attributes}
-    return options.work / named("editor", networks=networks, **parts, **numbers)
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    write(scratch)
-    scratch.replace(path)
-
-
-def trained(row: Row, material: Material, seed: int) -> tuple[Editor, str, float]:
-    """The row's editor, from the work folder when it was trained before.
-
-    Returns:
-        (editor, digest that names what is measured of it, seconds of this call's training; 0 when kept).
-    """
-    path = _place(material, row.name, seed, row.budget).with_suffix(".safetensors")
-    if path.is_file():
-        data = path.read_bytes()
-        return load_editor(data), hashlib.sha256(data).hexdigest(), 0.0
-    started = time.monotonic()
-    editor = row.train(material, seed)
-    seconds = time.monotonic() - started
-    if isinstance(editor, _MapEditor) or isinstance(getattr(editor, "flow", None), PrincipalFlow):
-        return editor, path.stem, seconds
-    _write(path, lambda scratch: scratch.write_bytes(editor.to_bytes()) and None)
-    return editor, hashlib.sha256(editor.to_bytes()).hexdigest(), seconds
-
-
-def budget_said(budget: Budget) -> str:
-    """The numbers of a budget in one line."""
-    return ", ".join(f"{name} {value}" for name, value in budget.model_dump().items())
+    parts: dict[str, Any] = {"row": row.name, "seed": seed, "attributes": options.attributes}
+    path = options.work / f"{named('editor', networks=networks, **parts, **numbers)}.safetensors"
+    kept, state = StateFile(path), StateFile(path.with_suffix(".state"))
+    took = StateFile(path.with_suffix(".seconds"))
+    data = kept.load()
+    if data is None:
+        before = float((took.load() or b"0").decode())
+        started = time.monotonic()
+        data = row.train(material, seed, state).to_bytes()
+        took.save(f"{before + time.monotonic() - started:.1f}".encode())
+        kept.save(data)
+        state.path.unlink(missing_ok=True)
+    return Trained(load_editor(data), hashlib.sha256(data).hexdigest(), float((took.load() or b"0").decode()))
