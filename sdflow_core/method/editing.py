@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from sdflow_core.faces.checkpoint import load_model
 from sdflow_core.method.edit_map import EditMap, EditMapConfig
 from sdflow_core.method.editor import EditedBatch, Editor, EditorBase, Prepared, file_metadata
-from sdflow_core.method.flow import ConditionalFlow
 from sdflow_core.method.flow_kinds import AnyFlow, make_flow, read_flow_config
 from sdflow_core.method.inversion_free import inversion_free_edit
 from sdflow_core.method.map_editor import MapEditor

@@ -38,4 +38,3 @@ def make_flow(rows: int, dim: int, attributes: int, config: FlowConfigs) -> AnyF
     if isinstance(config, PaperFlowConfig):
         return PaperFlow(rows, dim, attributes, config)
     return ConditionalFlow(rows, dim, attributes, config)
-
