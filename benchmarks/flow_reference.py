@@ -23,8 +23,9 @@ class PublishedField(nn.Module):
         """(y [B, L, D], log p [B], s [B, A]) -> their slopes; s is part of the state and does not move."""
         self.calls += 1
         y, _, s = state
+        learning = torch.is_grad_enabled() and y.requires_grad  # the adjoint's way back differentiates by y
         with torch.enable_grad():
-            y = y if y.requires_grad else y.detach().requires_grad_()
+            y = y if learning else y.detach().requires_grad_()
             slope = self.flow.velocity(t, y, s)
             pulled = torch.autograd.grad(slope, y, self.probe, create_graph=True)[0]
             trace = (pulled * self.probe).flatten(1).sum(1)

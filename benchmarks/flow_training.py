@@ -15,7 +15,7 @@ from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.row_field import velocity_and_trace
 from sdflow_core.method.solvers import SolverConfig, integrate
 
-FAST_TRAINING = SolverConfig(method="reversible", steps=2, base="euler", coupling=0.999)
+FAST_TRAINING = SolverConfig(method="reversible", steps=3, base="midpoint")
 
 
 def trained_published(codes: Codes, steps: int, batch: int = 128) -> ConditionalFlow:
