@@ -188,5 +188,8 @@ def map_terms(
         if z is None:
             with torch.no_grad():
                 z = flow.base_along(a, phi, goal.kept_solver)
-        terms["kept"] = (flow.base_along(after, phi_after, goal.kept_solver) - z).square().mean()
+        if bool(torch.isfinite(after).all()):
+            terms["kept"] = (flow.base_along(after, phi_after, goal.kept_solver) - z).square().mean()
+        else:  # the solver would refuse it; the training says what happened
+            terms["kept"] = after.sum() * torch.nan
     return terms

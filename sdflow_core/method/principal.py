@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sdflow_core.method.closed_form import principal_directions, shrunk_slopes
 from sdflow_core.method.condition import features
 from sdflow_core.method.residual_field import ResidualField
 from sdflow_core.method.solvers import Evaluations, SolverConfig, integrate
@@ -26,9 +27,6 @@ from sdflow_core.records.errors import ContractError
 if TYPE_CHECKING:
     from sdflow_core.method.code_survey import CodeSurvey
     from sdflow_core.method.flow import Divergence
-
-
-_EXACT = 2048  # rows or numbers up to which directions are those of a full decomposition
 
 
 class PrincipalConfig(Config):
@@ -99,8 +97,8 @@ class PrincipalFlow(nn.Module):
     def fit(self, survey: CodeSurvey) -> None:
         """Directions, conditional mean and spreads from one pass over the codes.
 
-        Directions come from the survey's sample, the regression on phi(s) from sums over *all* rows: of
-        1,000 and more numbers a regression on a few thousand rows leaves enough error for a probe to find.
+        Directions come from the survey's sample, the regression on phi(s) from sums over *all* rows, its
+        slopes shrunk by how far they stand out (`closed_form.shrunk_slopes`).
 
         Raises:
             ContractError: Another shape, fewer than two codes, or codes without any spread.
@@ -114,7 +112,7 @@ class PrincipalFlow(nn.Module):
         self.mean.copy_(survey.mean)
         self.std.copy_(survey.std.clamp_min((0.01 * survey.std.mean()).clamp_min(1e-6)))
         centred = (survey.sample_codes.double() - survey.mean.double()).flatten(1)  # [M, L*D]
-        basis = _principal_directions(centred, len(self.basis))
+        basis = principal_directions(centred, len(self.basis))
         if not bool((centred.square().sum() > 0) & torch.isfinite(centred).all()):
             raise ContractError(
                 "codes to fit the flow to",
@@ -135,7 +133,7 @@ class PrincipalFlow(nn.Module):
         free = max(basis.shape[1] - len(basis), 1)
         rest = (missed.square().sum(1).mean() / free).sqrt()
         self.basis.copy_(basis)
-        self.slopes.copy_(slopes)
+        self.slopes.copy_(shrunk_slopes(slopes, xx, basis, spread.clamp_min(1e-9), rest.clamp_min(1e-9)))
         self.spread.copy_(spread.clamp_min(1e-3 * spread.max().clamp_min(1e-9)))
         # codes that lie in the directions altogether have no rest: it must not be blown up to unit spread
         self.rest_spread.copy_(torch.maximum(rest, 0.05 * spread.min()).clamp_min(1e-6))
@@ -327,37 +325,6 @@ class PrincipalFlow(nn.Module):
 
 def _with_one(phi: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(phi[:, :1]), phi], dim=1)
-
-
-def _principal_directions(centred: Tensor, count: int) -> Tensor:
-    """[M, N] -> [count, N] orthonormal, by falling variance; the same bytes for the same input.
-
-    Through whichever of the two Gram matrices is the smaller one; completed by the axes nearest to the rest
-    where there are fewer rows than directions. Of matrices beyond 2,048 both ways by subspace iteration
-    (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4): the last few directions are then nearly the
-    principal ones, and exactly orthonormal.
-    """
-    m, n = centred.shape
-    if min(m, n) > max(_EXACT, 4 * count):
-        return _iterated_directions(centred, count)
-    if n <= m:
-        vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors  # ascending
-        return vectors[:, -count:].flip(1).T.contiguous()
-    values, left = torch.linalg.eigh(centred @ centred.T)
-    kept = min(count, int((values > 1e-9 * values[-1].clamp_min(1e-30)).sum()))
-    found = (left[:, len(values) - kept :].flip(1).T @ centred).T  # [N, kept]
-    axes = torch.eye(n, count - kept, dtype=centred.dtype)
-    return torch.linalg.qr(torch.cat([found, axes], dim=1)).Q.T.contiguous()
-
-
-def _iterated_directions(centred: Tensor, count: int, more: int = 32, turns: int = 4) -> Tensor:
-    start = torch.randn(centred.shape[1], count + more, generator=torch.Generator().manual_seed(0))
-    found = torch.linalg.qr(start.to(centred)).Q
-    for _ in range(turns):
-        found = torch.linalg.qr(centred.T @ (centred @ found)).Q
-    seen = centred @ found
-    vectors = torch.linalg.eigh(seen.T @ seen).eigenvectors  # ascending
-    return (found @ vectors[:, -count:].flip(1)).T.contiguous()
 
 
 def _gradient(output: Tensor, y: Tensor, weight: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ class EarlyStopping(Config):
     """
 
     held_out: float = Field(default=0.05, gt=0, lt=1)
-    every: int = Field(default=100, ge=1)
-    patience: int = Field(default=5, ge=1)
+    every: int = Field(default=50, ge=1)
+    patience: int = Field(default=3, ge=1)
 
 
 class TrainingConfig(Config):
@@ -79,7 +79,7 @@ class TrainingConfig(Config):
     warm_up_steps: int = Field(default=20, ge=0)
     clip: float | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] | None = None
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStopping | None = EarlyStopping()
     checkpoint_every: int | None = Field(default=None, ge=1)
     seed: int = 0
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -116,14 +116,13 @@ class TrainingConfig(Config):
                     "set flow to another kind"
                 )
             return self
-        if self.edit_map is not None:
-            if "edit_map" in self.model_fields_set:
-                raise ValueError("edit_map: expected None, it is taught after a principal flow only")
-            object.__setattr__(self, "edit_map", None)  # the default of the other flows
+        for name in ("edit_map", "early_stopping"):
+            if getattr(self, name) is not None:
+                if name in self.model_fields_set:
+                    raise ValueError(f"{name}: expected None, only a principal flow has it")
+                object.__setattr__(self, name, None)  # the default of the other flows
         if isinstance(self.flow, PaperFlowConfig):
             self._published()
-        if self.early_stopping is not None:
-            raise ValueError("early_stopping: expected None, only a principal flow has it")
         if not self.edit_batch <= self.image_batch <= (self.batch or self.image_batch):
             raise ValueError(
                 "expected edit_batch <= image_batch <= batch: each is the first part of the next"

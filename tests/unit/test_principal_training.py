@@ -41,6 +41,7 @@ SMALL: dict[str, Any] = {
     "steps": 6,
     "batch": 16,
     "checkpoint_every": 2,
+    "early_stopping": None,
 }
 
 
