@@ -46,12 +46,12 @@ class Budget(Config):
 
 
 QUICK = Budget(
-    images=24,
-    block=12,
+    images=8,
+    block=8,
     real=64,
-    samples=400,
-    pick=8,
-    flow_steps=60,
+    samples=256,
+    pick=4,
+    flow_steps=20,
     published_steps=2,
     first_steps=4,
     ceiling=20,
