@@ -227,7 +227,7 @@ class Toy(Material):
     def __init__(self, options: Options) -> None:
         self.options, self.say, self.rendered = options, lambda text: None, 0
         labeller = Reader()
-        labeller.only = lambda names: labeller  # type: ignore[attr-defined]
+        labeller.only = lambda names: labeller
 
         def draw(w: Tensor) -> Tensor:
             self.rendered += len(w)
@@ -277,7 +277,7 @@ def test_the_benchmark_from_training_to_table(
     assert second.rendered < first.rendered / 20  # only the cost is measured anew
     for name in results:
         for one, other in zip(results[name], again[name], strict=True):
-            one.pop("cost"), other.pop("cost")
+            del one["cost"], other["cost"]
             assert repr(one) == repr(other)
     tables = print_all(results, ["linear, projected"], TRACKED)
     said = capsys.readouterr().out

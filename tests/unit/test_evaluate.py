@@ -85,6 +85,7 @@ def add_editor(store: Store, bundle: Bundle, inputs: list[str]) -> str:
     labeller: Any = load_model(embedded_file("labeller.safetensors"), expect="labeller")
     rng = torch.Generator().manual_seed(0)
     directions = 0.2 * torch.randn(len(NAMES), 10, 128, generator=rng)
+    assert bundle.encoder is not None
     editor = LinearEditor(directions, SemanticEncoder(labeller.only(NAMES)), bundle.encoder)
     card = {"title": "SDFlow editor of dataset others", "attributes": list(NAMES), "inputs": inputs}
     digest = ModelStore(store).add("editor", editor.to_bytes(), card)
