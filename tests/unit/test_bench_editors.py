@@ -226,7 +226,7 @@ class Toy(Material):
 
     def __init__(self, options: Options) -> None:
         self.options, self.say, self.rendered = options, lambda text: None, 0
-        labeller = Reader()
+        labeller: Any = Reader()
         labeller.only = lambda names: labeller
 
         def draw(w: Tensor) -> Tensor:
