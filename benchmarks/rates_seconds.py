@@ -51,10 +51,11 @@ class DeviceClock:
 def device_clock() -> Generator[DeviceClock]:
     """A clock on everything that would run on a device: the torch networks and the flow."""
     from sdflow_core.faces.networks import Networks
-    from sdflow_core.method.editing import FlowEditor
+    from sdflow_core.method.editing import FlowEditor, MapEditor
 
     clock, kept = DeviceClock(), []
-    for owner, name in ((Networks, "batched"), (FlowEditor, "prepare"), (FlowEditor, "move")):
+    parts = [(editor, name) for editor in (FlowEditor, MapEditor) for name in ("prepare", "move")]
+    for owner, name in ((Networks, "batched"), *parts):
         kept.append((owner, name, getattr(owner, name)))
         setattr(owner, name, clock.timed(getattr(owner, name)))
     try:

@@ -150,6 +150,7 @@ def map_terms(
     phi: Tensor,
     phi_after: Tensor,
     changed: Tensor,
+    z: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms the map is taught by: `aim`, `hold`, `identity`, `kept`; each a scalar, unweighted.
 
@@ -162,6 +163,7 @@ def map_terms(
         phi: phi(s) [B, A].
         phi_after: phi(s') [B, A].
         changed: Which entries were asked to change, 0 or 1 [B, A].
+        z: What the flow says of the codes by `kept_solver` [B, K]; None computes it.
     """
     goal = edit_map.config
     straight = ((phi_after - phi) @ flow.slopes[1:]) @ flow.basis.T
@@ -183,7 +185,8 @@ def map_terms(
             person = identity(x)
         terms["identity"] = (1.0 - F.cosine_similarity(identity(y), person, dim=-1)).mean()
     if goal.kept > 0:
-        with torch.no_grad():
-            z = flow.base_along(a, phi, goal.kept_solver)
+        if z is None:
+            with torch.no_grad():
+                z = flow.base_along(a, phi, goal.kept_solver)
         terms["kept"] = (flow.base_along(after, phi_after, goal.kept_solver) - z).square().mean()
     return terms

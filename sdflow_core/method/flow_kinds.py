@@ -10,13 +10,14 @@ from sdflow_core.method.flow import ConditionalFlow, FlowConfig
 from sdflow_core.method.paper import PaperFlow, PaperFlowConfig
 from sdflow_core.method.principal import PrincipalConfig, PrincipalFlow
 
-AnyFlowConfig: TypeAlias = Annotated[PrincipalConfig | FlowConfig, Field(discriminator="kind")]
-AnyFlow: TypeAlias = PrincipalFlow | ConditionalFlow
+FlowConfigs: TypeAlias = PrincipalConfig | FlowConfig | PaperFlowConfig
+AnyFlowConfig: TypeAlias = Annotated[FlowConfigs, Field(discriminator="kind")]
+AnyFlow: TypeAlias = PrincipalFlow | ConditionalFlow | PaperFlow
 
-_configs: TypeAdapter[PrincipalConfig | FlowConfig] = TypeAdapter(AnyFlowConfig)
+_configs: TypeAdapter[FlowConfigs] = TypeAdapter(AnyFlowConfig)
 
 
-def read_flow_config(values: dict[str, Any]) -> PrincipalConfig | FlowConfig:
+def read_flow_config(values: dict[str, Any]) -> FlowConfigs:
     """A flow's configuration from plain values; files older than `kind` hold conditional flows.
 
     Raises:
@@ -25,7 +26,7 @@ def read_flow_config(values: dict[str, Any]) -> PrincipalConfig | FlowConfig:
     return _configs.validate_python({"kind": "conditional", **values})
 
 
-def make_flow(rows: int, dim: int, attributes: int, config: PrincipalConfig | FlowConfig) -> AnyFlow:
+def make_flow(rows: int, dim: int, attributes: int, config: FlowConfigs) -> AnyFlow:
     """The flow of this configuration for codes [L, D] and A attributes, not yet trained.
 
     Example:
@@ -34,6 +35,8 @@ def make_flow(rows: int, dim: int, attributes: int, config: PrincipalConfig | Fl
     """
     if isinstance(config, PrincipalConfig):
         return PrincipalFlow(rows, dim, attributes, config)
+    if isinstance(config, PaperFlowConfig):
+        return PaperFlow(rows, dim, attributes, config)
     return ConditionalFlow(rows, dim, attributes, config)
 
 

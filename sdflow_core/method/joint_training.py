@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdflow_core.method import objectives
-from sdflow_core.method.flow import rademacher
+from sdflow_core.method.flow import ConditionalFlow, rademacher
 from sdflow_core.method.flow_kinds import make_flow
-from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.method.trained import TrainedEditor, require_finite, schedule
 from sdflow_core.method.training_config import TrainingConfig
@@ -35,7 +35,7 @@ class JointTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             flow = make_flow(codes.shape[1], codes.shape[2], scores.shape[1], config.flow)
-        assert not isinstance(flow, PrincipalFlow)
+        assert isinstance(flow, ConditionalFlow)
         flow.fit_whitening(self.codes)
         if config.warm_start:
             semantic = SemanticEncoder.warm_start(labeller)
@@ -76,7 +76,7 @@ class JointTrainer:
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
             for part in (self.flow, self.semantic):
-                norm = nn.utils.clip_grad_norm_(part.parameters(), config.clip)
+                norm = nn.utils.clip_grad_norm_(part.parameters(), config.clip or math.inf)
                 require_finite({"gradient": float(norm)}, self.step)
             rate = schedule(self.step, config.steps, config.warm_up_steps)
             for group, base in zip(

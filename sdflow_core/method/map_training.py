@@ -112,6 +112,7 @@ class MapTraining:
             "map": torch.optim.Adam(self.map.parameters(), lr=config.learning_rate),
         }
         self.described, self.looked = _pictures(config, len(codes), flow_steps, witness)
+        self._bases: Tensor | None = None
         self.lengths = self.plan(config, len(codes), flow_steps, witness)
         self.rng = torch.Generator().manual_seed(seed + 1)
         self.step, self.history = 0, list[dict[str, float]]()
@@ -249,7 +250,15 @@ class MapTraining:
         for part in (self.attributes, self.identity):
             part.requires_grad_(False)  # of the readers only the input's gradient is wanted
         terms = map_terms(
-            self.map, self.flow, self.attributes, people, self.along[rows], phi, wanted, changed
+            self.map,
+            self.flow,
+            self.attributes,
+            people,
+            self.along[rows],
+            phi,
+            wanted,
+            changed,
+            self._base(rows),
         )
         for part in (self.attributes, self.identity):
             part.requires_grad_(True)
@@ -263,6 +272,17 @@ class MapTraining:
             nn.utils.clip_grad_norm_(self.map.parameters(), _CLIP)
             optimizer.step()
         return {f"map_{name}": float(value.detach()) for name, value in terms.items()}
+
+    @torch.no_grad()
+    def _base(self, rows: Tensor) -> Tensor | None:
+        """z of training rows [b, K]; computed once for all of them, they and the flow never change."""
+        if self.config.kept <= 0:
+            return None
+        if self._bases is None:
+            count, solver = len(self.codes), self.config.kept_solver
+            pairs = zip(self.along[:count].split(1024), self.scores[:count].split(1024), strict=True)
+            self._bases = torch.cat([self.flow.base_along(a, features(s), solver) for a, s in pairs])
+        return self._bases[rows]
 
     def state(self) -> dict[str, Any]:
         """All that a later process needs to go on as if it had never stopped."""

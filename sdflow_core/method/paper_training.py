@@ -42,6 +42,8 @@ class PaperTrainingConfig(Config):
         objective: Terms and weights.
         steps: Optimizer steps; the published weights are those of step 10,000.
         batch: Codes a step, for all terms.
+        edit_every: Consistency and closeness are computed every so many steps; published: every step.
+            They are most of the cost of a step by a coarse solver.
         learning_rate: Adam's, of flow and semantic encoder; no schedule.
         solver: Both ways, in training.
         divergence: Of the likelihood.
@@ -58,6 +60,7 @@ class PaperTrainingConfig(Config):
     objective: PaperObjective = PUBLISHED
     steps: int = Field(default=10_000, ge=1)
     batch: int = Field(default=8, ge=1)
+    edit_every: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
     solver: SolverConfig = REFERENCE
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
@@ -76,6 +79,7 @@ def train_paper(
     seed: int = 0,
     progress: Progress | None = None,
     checkpoint: TrainingCheckpoint | None = None,
+    images: Tensor | None = None,
 ) -> tuple[PaperFlow, SemanticEncoder]:
     """Train flow and semantic encoder the published way; resumable bit for bit on one machine.
 
@@ -88,6 +92,7 @@ def train_paper(
         seed: Of every random draw.
         progress: Called after each step with (steps done, steps in all, loss terms).
         checkpoint: Read at the start, written every `checkpoint_every` steps and at the end.
+        images: What the codes render to, uint8 [N, 3, H, W]; None renders them on the way.
 
     Returns:
         Flow and semantic encoder in evaluation mode; with frozen semantics the latter is the classifier's
@@ -99,7 +104,13 @@ def train_paper(
     """
     config = config or PaperTrainingConfig()
     _check_inputs(codes, scores, labeller, config)
-    trainer = PaperTrainer(codes, scores, generator, labeller, config, seed)
+    if images is not None and (images.ndim != 4 or len(images) != len(codes) or images.dtype != torch.uint8):
+        raise ContractError(
+            "images to train on",
+            expected=f"uint8 [{len(codes)}, 3, H, W]",
+            found=f"{images.dtype} {list(images.shape)}",
+        )
+    trainer = PaperTrainer(codes, scores, generator, labeller, config, seed, images)
     was_trainable = [(p, p.requires_grad) for p in generator.parameters()]
     generator.eval().requires_grad_(False)
     try:
@@ -130,10 +141,13 @@ class PaperTrainer:
         labeller: nn.Module,
         config: PaperTrainingConfig,
         seed: int,
+        images: Tensor | None = None,
     ) -> None:
         self.codes, self.scores, self.generator = codes.float(), scores.float(), generator
+        self.images = images
         self.config, self.step = config, 0
-        self.identity = _identity(codes, scores, generator, labeller, config, seed)
+        seen = (codes, scores) if images is None else (codes, scores, images)
+        self.identity = _identity(seen, (generator, labeller), config, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.flow = PaperFlow(codes.shape[1], codes.shape[2], scores.shape[1], config.flow).train()
@@ -161,12 +175,11 @@ class PaperTrainer:
         w, s = self.codes[rows], self.scores[rows]
         terms: dict[str, Tensor] = {}
         if goal.reads_images:
-            with torch.no_grad():
-                images = objectives.render(self.generator, w)
-            logits = self.semantic.logits(images)
+            logits = self.semantic.logits(self._pictures(rows, w))
             if goal.distillation > 0:
                 terms["distillation"] = objectives.distillation(logits, s)
             s = torch.sigmoid(logits)
+        edits = goal.edits and self.step % config.edit_every == 0
         # one way through the flow serves the likelihood and the edit
         if goal.density > 0:
             probe = torch.randn(w.shape, generator=rng)
@@ -174,11 +187,11 @@ class PaperTrainer:
                 w, s, config.divergence, probe=probe, solver=config.solver
             )
             terms["density"] = nll_of_base(z, log_det)
-        elif goal.edits:
+        elif edits:
             z = self.flow.to_base(w, s, config.solver)
         else:
             return terms
-        if goal.edits:
+        if edits:
             wanted, _ = objectives.redraw_one(s, rng)
             edited = self.flow.from_base(z, wanted, config.solver)
             if goal.consistency > 0:
@@ -187,6 +200,12 @@ class PaperTrainer:
             if goal.closeness > 0:
                 terms["closeness"] = raw_closeness(edited, w)
         return terms
+
+    def _pictures(self, rows: Tensor, w: Tensor) -> Tensor:
+        if self.images is not None:
+            return self.images[rows].float() / 127.5 - 1.0
+        with torch.no_grad():
+            return objectives.render(self.generator, w)
 
     def advance(self) -> dict[str, float]:
         """One optimizer step; returns its loss terms as numbers."""
@@ -282,18 +301,13 @@ def _check_inputs(codes: Tensor, scores: Tensor, labeller: nn.Module, config: Pa
 
 
 def _identity(
-    codes: Tensor,
-    scores: Tensor,
-    generator: nn.Module,
-    labeller: nn.Module,
-    config: PaperTrainingConfig,
-    seed: int,
+    seen: tuple[Tensor, ...], networks: tuple[nn.Module, ...], config: PaperTrainingConfig, seed: int
 ) -> str:
     """Hash of all that determines the result but the number of steps, which may be raised later."""
     document = config.model_dump(mode="json", exclude={"checkpoint_every", "steps"})
     digest = hashlib.sha256(json.dumps([document, seed], sort_keys=True).encode())
-    tensors = [codes, scores]
-    tensors += [value for net in (generator, labeller) for _, value in sorted(net.state_dict().items())]
+    tensors = [*seen]
+    tensors += [value for net in networks for _, value in sorted(net.state_dict().items())]
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

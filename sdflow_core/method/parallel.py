@@ -100,6 +100,7 @@ def joined() -> Generator[Group]:
     distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield Group(distributed.get_rank(), size)
+        _call("barrier")  # the first process may still be writing: nobody leaves before it
     finally:
         distributed.destroy_process_group()
 

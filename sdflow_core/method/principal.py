@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sdflow_core.method.flow import Divergence
 
 
+_EXACT = 2048  # rows or numbers up to which directions are those of a full decomposition
+
+
 class PrincipalConfig(Config):
     """What the principal flow is made of.
 
@@ -330,9 +333,13 @@ def _principal_directions(centred: Tensor, count: int) -> Tensor:
     """[M, N] -> [count, N] orthonormal, by falling variance; the same bytes for the same input.
 
     Through whichever of the two Gram matrices is the smaller one; completed by the axes nearest to the rest
-    where there are fewer rows than directions.
+    where there are fewer rows than directions. Of matrices beyond 2,048 both ways by subspace iteration
+    (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4): the last few directions are then nearly the
+    principal ones, and exactly orthonormal.
     """
     m, n = centred.shape
+    if min(m, n) > max(_EXACT, 4 * count):
+        return _iterated_directions(centred, count)
     if n <= m:
         vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors  # ascending
         return vectors[:, -count:].flip(1).T.contiguous()
@@ -341,6 +348,16 @@ def _principal_directions(centred: Tensor, count: int) -> Tensor:
     found = (left[:, len(values) - kept :].flip(1).T @ centred).T  # [N, kept]
     axes = torch.eye(n, count - kept, dtype=centred.dtype)
     return torch.linalg.qr(torch.cat([found, axes], dim=1)).Q.T.contiguous()
+
+
+def _iterated_directions(centred: Tensor, count: int, more: int = 32, turns: int = 4) -> Tensor:
+    start = torch.randn(centred.shape[1], count + more, generator=torch.Generator().manual_seed(0))
+    found = torch.linalg.qr(start.to(centred)).Q
+    for _ in range(turns):
+        found = torch.linalg.qr(centred.T @ (centred @ found)).Q
+    seen = centred @ found
+    vectors = torch.linalg.eigh(seen.T @ seen).eigenvectors  # ascending
+    return (found @ vectors[:, -count:].flip(1)).T.contiguous()
 
 
 def _gradient(output: Tensor, y: Tensor, weight: Tensor) -> Tensor:

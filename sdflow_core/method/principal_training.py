@@ -7,6 +7,7 @@ learns on the survey's sample of them, at most 8,192.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -102,6 +103,8 @@ class PrincipalTrainer:
             self.flow.cpu().fit(self.survey)
             self.flow.to(self.device)
         self.group.spread(self.flow.state_dict().values())
+        if self.config.early_stopping is not None:
+            self._look_at_held_out()  # the closed form may be the best there is
 
     def advance(self) -> dict[str, float]:
         """One step of whichever stage is due."""
@@ -127,7 +130,7 @@ class PrincipalTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         group.average_gradients(self.flow)
-        norm = nn.utils.clip_grad_norm_(self.flow.parameters(), config.clip)
+        norm = nn.utils.clip_grad_norm_(self.flow.parameters(), config.clip or math.inf)
         require_finite({"gradient": float(norm)}, self.flow_steps)
         for part in self.optimizer.param_groups:
             part["lr"] = config.learning_rate * schedule(self.flow_steps, config.steps, config.warm_up_steps)

@@ -11,6 +11,7 @@ from sdflow_core.method.edit_map import EditMap
 from sdflow_core.method.editing import EditConfig, FlowEditor
 from sdflow_core.method.flow_kinds import AnyFlow
 from sdflow_core.method.map_editor import MapEditor
+from sdflow_core.method.paper import PaperFlow
 from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.records.errors import ContractError
@@ -43,6 +44,9 @@ class TrainedEditor:
             if self.edit_map is not None:
                 return MapEditor(self.flow, self.edit_map, self.semantic_encoder, encoder_digest)
             config = EditConfig(solver=self.flow.config.solver)
+            return FlowEditor(self.flow, self.semantic_encoder, encoder_digest, config)
+        if isinstance(self.flow, PaperFlow):
+            config = EditConfig(solver=self.flow.config.solver, corrected=False)  # as published
             return FlowEditor(self.flow, self.semantic_encoder, encoder_digest, config)
         return FlowEditor(self.flow, self.semantic_encoder, encoder_digest)
 

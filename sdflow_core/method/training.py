@@ -19,8 +19,10 @@ from sdflow_core.method.code_source import CodeSource, TensorSource
 from sdflow_core.method.code_survey import survey
 from sdflow_core.method.joint_training import JointTrainer
 from sdflow_core.method.map_training import Witness
+from sdflow_core.method.paper import PaperFlowConfig
 from sdflow_core.method.parallel import ALONE, Group
 from sdflow_core.method.principal_training import PrincipalTrainer
+from sdflow_core.method.published_training import PublishedTrainer
 from sdflow_core.method.trained import Progress, TrainedEditor, Trainer, TrainingCheckpoint
 from sdflow_core.method.training_checks import (
     check_batch,
@@ -79,7 +81,8 @@ def train_editor(
         checkpoint: Read at the start, written every `checkpoint_every` steps and at the end; None keeps
             nothing.
         progress: Called after each step with (steps done, steps in all, loss terms).
-        device: Where to compute. Random numbers are always drawn on the CPU.
+        device: Where to compute; the published training computes on the CPU. Random numbers are always drawn
+            there.
         witness: What the edit map learns from beside codes and scores; None: from these alone.
 
     Returns:
@@ -103,7 +106,10 @@ def train_editor(
     was_trainable = [(p, p.requires_grad) for p in generator.parameters()]
     generator.to(device).eval().requires_grad_(False)
     try:
-        trainer = JointTrainer(codes, images, scores, generator, labeller, config, device)
+        if isinstance(config.flow, PaperFlowConfig):
+            trainer: Trainer = PublishedTrainer(codes, images, scores, generator, labeller, config)
+        else:
+            trainer = JointTrainer(codes, images, scores, generator, labeller, config, device)
         return _run(trainer, identity, checkpoint, progress)
     finally:
         for parameter, flag in was_trainable:

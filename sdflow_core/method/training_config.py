@@ -7,9 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sdflow_core.method.edit_map import EditMapConfig
-from sdflow_core.method.flow import PAPER_FLOW, Divergence, FlowConfig
+from sdflow_core.method.flow import Divergence, FlowConfig
 from sdflow_core.method.flow_kinds import AnyFlowConfig
 from sdflow_core.method.objectives import ObjectiveConfig
+from sdflow_core.method.paper import PaperFlowConfig
 from sdflow_core.method.principal import PrincipalConfig
 from sdflow_core.method.solvers import REFERENCE, SolverConfig
 from sdflow_core.records.config import Config
@@ -18,7 +19,8 @@ from sdflow_core.records.config import Config
 class EarlyStopping(Config):
     """When a principal flow that no longer improves stops, before its steps are used up.
 
-    The best state on the held-out rows is kept. The result depends on inputs and configuration only.
+    The best state on the held-out rows is kept, the closed form among them. The result depends on inputs and
+    configuration only. Off by default.
 
     Attributes:
         held_out: Share of the surveyed rows (at most 8,192) that is never trained on.
@@ -48,7 +50,7 @@ class TrainingConfig(Config):
             phi(s), others' on [-1, 1] (dequantisation: scores pile up at 0 and 1).
         learning_rate: Of the flow.
         warm_up_steps: Linear rise of the rates; a cosine to zero follows.
-        clip: Bound of the gradient norm of flow and of semantic encoder, each.
+        clip: Bound of the gradient norm of flow and of semantic encoder, each; None: no bound.
         precision: `bf16` computes under autocast: the principal flow's field, or (joint) generator and
             semantic encoder. None: fp32 for a principal flow, bf16 else (3 times faster on recent CPUs).
         early_stopping: Of a principal flow; None: all steps are done.
@@ -70,12 +72,12 @@ class TrainingConfig(Config):
 
     flow: AnyFlowConfig = PrincipalConfig()
     edit_map: EditMapConfig | None = EditMapConfig()
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=1200, ge=1)
     batch: int | None = Field(default=None, ge=1)
     s_noise: float = Field(default=0.1, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     warm_up_steps: int = Field(default=20, ge=0)
-    clip: float = Field(default=1.0, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] | None = None
     early_stopping: EarlyStopping | None = None
     checkpoint_every: int | None = Field(default=None, ge=1)
@@ -118,6 +120,8 @@ class TrainingConfig(Config):
             if "edit_map" in self.model_fields_set:
                 raise ValueError("edit_map: expected None, it is taught after a principal flow only")
             object.__setattr__(self, "edit_map", None)  # the default of the other flows
+        if isinstance(self.flow, PaperFlowConfig):
+            self._published()
         if self.early_stopping is not None:
             raise ValueError("early_stopping: expected None, only a principal flow has it")
         if not self.edit_batch <= self.image_batch <= (self.batch or self.image_batch):
@@ -125,6 +129,15 @@ class TrainingConfig(Config):
                 "expected edit_batch <= image_batch <= batch: each is the first part of the next"
             )
         return self
+
+    def _published(self) -> None:
+        """What the published training does not know must not be asked of it."""
+        goal = self.objective
+        if goal.density_loss != "nll" or goal.score_loss != "mse" or self.s_noise or self.warm_up_steps:
+            raise ValueError(
+                "flow of kind paper: expected density_loss nll, score_loss mse, s_noise and warm_up_steps 0; "
+                "see paper_training"
+            )
 
 
 _JOINT = (
@@ -156,9 +169,17 @@ def joint_training(steps: int = 800) -> TrainingConfig:
 
 
 def paper_training(steps: int = 10_000) -> TrainingConfig:
-    """The published setting: rows alone, NLL, all weights 1, dopri5, Adam 1e-4, batch 8, no noise on s."""
+    """The published setting: rows alone, NLL, all weights 1, dopri5, Adam 1e-4, batch 8, no noise on s.
+
+    The flow is `paper.PaperFlow`, trained by `paper_training`, which has one solver (`density_solver`), no
+    schedule, and looks at whole batches.
+
+    Example:
+        >>> paper_training(5).flow.kind
+        'paper'
+    """
     return TrainingConfig(
-        flow=PAPER_FLOW,
+        flow=PaperFlowConfig(),
         objective=ObjectiveConfig(consistency=1.0, closeness=1.0, density_loss="nll", score_loss="mse"),
         steps=steps,
         batch=8,
@@ -168,6 +189,7 @@ def paper_training(steps: int = 10_000) -> TrainingConfig:
         s_noise=0.0,
         learning_rate=1e-4,
         warm_up_steps=0,
+        clip=None,
         density_solver=REFERENCE,
         edit_solver=REFERENCE,
     )

@@ -127,6 +127,22 @@ def test_joint_learning_reaches_the_semantic_encoder_through_the_density_alone(w
     assert any(p.grad is not None and bool(p.grad.any()) for p in trainer.semantic.parameters())
 
 
+def test_pictures_at_hand_and_rarer_edits_save_renderings(world: World) -> None:
+    with torch.no_grad():
+        rendered = world.generator.synthesize(world.codes).clamp(-1, 1)
+    images = ((rendered + 1) * 127.5).round().to(torch.uint8)
+    at_hand = PaperTrainer(*world.inputs(), _config(edit_every=2), 0, images)
+    rendering = PaperTrainer(*world.inputs(), _config(edit_every=2), 0)
+    first, wanted = at_hand.advance(), rendering.advance()
+    assert set(first) == set(wanted) == {"distillation", "density", "consistency", "closeness"}
+    # the pictures differ by rounding to 8 bit only
+    assert first["density"] == pytest.approx(wanted["density"], abs=1e-3)
+    assert set(at_hand.advance()) == {"distillation", "density"}
+    assert at_hand.identity != rendering.identity
+    with pytest.raises(ContractError, match="images to train on"):
+        train_paper(*world.inputs(), _config(), images=images.float())
+
+
 def test_thirty_steps_lower_the_loss(world: World) -> None:
     history: list[dict[str, float]] = []
     config = _config(steps=30, batch=16, learning_rate=1e-2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdflow_core.method import principal
 from sdflow_core.method.code_source import TensorSource
 from sdflow_core.method.code_survey import survey
 from sdflow_core.method.condition import attributes_of, features
@@ -154,6 +155,22 @@ def test_rows_of_a_batch_do_not_know_each_other_and_evaluations_are_counted() ->
         [flow.to_base(w[i : i + 1], s[i : i + 1], SolverConfig(method="rk4", steps=3)) for i in range(6)]
     )
     assert torch.allclose(whole, alone, atol=1e-5)
+
+
+def test_directions_of_large_codes_by_iteration_catch_what_the_exact_ones_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    scales = 1.0 / torch.arange(1, 121, dtype=torch.float64)
+    codes = torch.randn(300, 120, generator=rng, dtype=torch.float64) * scales
+    exact = principal._principal_directions(codes, 10)
+    monkeypatch.setattr(principal, "_EXACT", 64)
+    near = principal._principal_directions(codes, 10)
+    assert torch.equal(near, principal._principal_directions(codes, 10))
+    assert torch.allclose(near @ near.T, torch.eye(10, dtype=torch.float64), atol=1e-10)
+    caught = [float((codes @ basis.T).square().sum()) for basis in (exact, near)]
+    assert caught[1] > 0.999 * caught[0]
+    assert not torch.equal(near, exact)
 
 
 def test_fewer_codes_than_directions_still_give_an_orthonormal_basis() -> None:

@@ -216,17 +216,20 @@ def test_bf16_is_another_training_that_also_works(labeller: Labeller) -> None:
         assert a["matching"] == pytest.approx(b["matching"], rel=0.05)
 
 
-def test_early_stopping_keeps_the_best_state(labeller: Labeller) -> None:
+def test_early_stopping_keeps_the_best_state_and_be_it_the_closed_form(labeller: Labeller) -> None:
     early = EarlyStopping(held_out=0.2, every=1, patience=3)
-    trained = train(
-        labeller, early_stopping=early, steps=60, learning_rate=1.0, edit_map=None, warm_up_steps=0
-    )
-    seen = [losses["held_out"] for losses in trained.history]
-    assert len(seen) == seen.index(min(seen)) + 1 + early.patience < 60
-    shorter = seen.index(min(seen)) + 1
-    assert shorter >= 1
-    other = train(labeller, early_stopping=early, steps=60, learning_rate=1.0, edit_map=None, warm_up_steps=0)
-    assert_same(trained, other)
+    wild: dict[str, Any] = {"early_stopping": early, "steps": 60, "edit_map": None, "warm_up_steps": 0}
+    trained = train(labeller, learning_rate=1.0, **wild)
+    assert len(trained.history) == early.patience  # no look was better than that before the first step
+    assert isinstance(trained.flow, PrincipalFlow) and not trained.flow.field.last.weight.any()
+    assert_same(trained, train(labeller, learning_rate=1.0, **wild))
+
+    codes, scores = people(400)
+    codes = codes + 0.7 * (codes[:, :, :1] ** 2 - 1)  # something to learn
+    better = train(labeller, codes=codes, scores=scores, learning_rate=3e-3, **wild)
+    seen = [losses["held_out"] for losses in better.history]
+    assert len(seen) > early.patience and isinstance(better.flow, PrincipalFlow)
+    assert better.flow.field.last.weight.any()
 
 
 def test_a_checkpoint_stays_small_and_drops_what_is_finished(labeller: Labeller) -> None:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from sdflow_core.faces.generator import Generator, GeneratorConfig
 from sdflow_core.faces.labeller import Labeller, LabellerConfig
+from sdflow_core.method.editing import load_editor
 from sdflow_core.method.field import FieldConfig
 from sdflow_core.method.flow import FlowConfig
 from sdflow_core.method.objectives import ObjectiveConfig
+from sdflow_core.method.paper import PaperFlow, PaperFlowConfig
 from sdflow_core.method.solvers import SolverConfig
 from sdflow_core.method.training import TrainingConfig, paper_training, train_editor
 from sdflow_core.records.errors import ContractError
@@ -264,7 +266,14 @@ def test_paper_setting_runs(world: World) -> None:
     config = paper_training(2).model_copy(
         update={"density_solver": fast, "edit_solver": fast, "precision": "fp32"}
     )
-    assert set(world.train(config).history[-1]) == set(TERMS)
+    slot = Slot()
+    trained = world.train(config, slot)
+    assert set(trained.history[-1]) == set(TERMS) and isinstance(trained.flow, PaperFlow)
+    assert_same(trained, world.train(config, slot, lambda *_: pytest.fail("nothing was left to do")))
+    editor = trained.editor("enc")
+    assert load_editor(editor.to_bytes()).to_bytes() == editor.to_bytes()
+    with pytest.raises(ValidationError, match="paper"):
+        TrainingConfig(flow=PaperFlowConfig())
 
 
 def test_bad_input_is_refused_in_words(world: World) -> None:
