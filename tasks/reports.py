@@ -177,8 +177,8 @@ def edit_metrics(store: Store, edit_run: str) -> dict[str, Any]:
                 "preservation": _mean(same),
                 "identity": _median([row["identity"] for row in of]),
                 "strength": _mean([row["strength"] for row in of]),
-                "tries": _mean([row["tries"] for row in of]),
-                "capped": sum(bool(row["capped"]) for row in of),
+                "tries": _mean([row["tries"] for row in of if row.get("tries") is not None]),
+                "capped": sum(bool(row.get("capped")) for row in of),
                 "aim_error": _mean(_aim_errors(of, i, target, "labels_after")),
                 "judge_aim_error": _mean(_aim_errors(of, i, target, "judge_after")),
             }

@@ -2,12 +2,12 @@
 
 Nobody asks for s'. People ask that "smiling reads 0.9 afterwards", and what an editor makes of s' = 0.9 is
 another matter for every face. The search turns phi(s') (`condition.features`) of all asked attributes
-together, draws, reads, and corrects each attribute by what was read. In phi both the editor's answer and the labeller's
-logit are nearly straight lines, so that the first try is the difference of the logits and two or three secant
-steps suffice. One attribute is bracketed by the nearest tries below and above its goal. Several pull at each
-other: they are corrected together, by a matrix of what each does to each reading, learned from the tries of
-the row (Broyden, Mathematics of Computation 19, 1965, the first of his two updates). The best picture seen is
-kept, whatever came after: a reading that does not rise evenly costs tries and never the result.
+together, draws, reads, and corrects by what was read. In phi the editor's answer and the labeller's logit
+are nearly straight lines, so that the first try is the difference of the logits and two or three secant steps
+suffice. One attribute is bracketed by the nearest tries below and above its goal. Several pull at each other:
+they are corrected together, by a matrix of what each does to each reading, learned from the tries of the row
+(Broyden, Mathematics of Computation 19, 1965, the first of his two updates). The best picture seen is kept,
+whatever came after: a reading that does not rise evenly costs tries and never the result.
 
 z is computed before, once for each image (`Editor.prepare`). Every network call sees exactly `micro_batch`
 rows, the last ones repeated, and what is asked is rounded to 2^-12: a row gives the same bytes whatever its
@@ -229,7 +229,7 @@ class _Search:
         # nearest tries on both sides of the goal; the start is one, the other is not known yet
         self.low_t, self.low_y = self.t.clone(), self.t.clone()
         self.high_t, self.high_y = self.t + torch.nan, self.t + torch.nan
-        self.moved_twice = torch.zeros_like(aims.asked)
+        self.repeats = torch.zeros_like(self.start)  # how often the same end moved again
         self.was_low = torch.ones_like(aims.asked)
         self.tries = torch.zeros(len(read), dtype=torch.int64, device=read.device)
         self.extra = torch.zeros_like(self.tries)
@@ -262,9 +262,11 @@ class _Search:
         """phi(s') to try for these rows [b, A]."""
         t, y, wanted, slope = self.t[rows], self.y[rows], self.wanted[rows], self.slope[rows]
         low, high = self.low_t[rows], self.high_t[rows]
-        share = (wanted - self.low_y[rows]) / (self.high_y[rows] - self.low_y[rows])
-        share = torch.where(self.moved_twice[rows], 0.5, share.clamp(0.05, 0.95))
-        between = low + share * (high - low)
+        # Illinois: an end that stays while the other moves counts half as much each time
+        weight = 0.5 ** self.repeats[rows]
+        short = (wanted - self.low_y[rows]) * torch.where(self.was_low[rows], 1.0, weight)
+        over = (self.high_y[rows] - wanted) * torch.where(self.was_low[rows], weight, 1.0)
+        between = low + (short / (short + over)).clamp(0.02, 0.98) * (high - low)
         step = (wanted - y) / slope
         size = step.abs().clamp(_LEAST_STEP, _GREATEST_STEP)
         # the first try goes all the way: nothing is known yet that speaks for less
@@ -292,8 +294,8 @@ class _Search:
         """Take readings [b, A] in; which of these rows are now better than before [b] bool."""
         wanted, t = self.wanted[rows], self.side[rows] * (phi - self.start[rows])
         y = self.side[rows] * (_half_logit(read) - self.start_read[rows])
-        # numbers that are not finite count as too far: the next try is nearer to the source
-        y = torch.where(finite[:, None], y, wanted.clamp_min(0.0) + 1.0)
+        # numbers that are not finite count as twice too far: the next try is half way back
+        y = torch.where(finite[:, None], y, torch.maximum(2.0 * wanted - self.low_y[rows], wanted + 0.1))
         dt = t - self.t[rows]
         rise = ((y - self.y[rows]) / dt).clamp(_FLATTEST, _STEEPEST)
         self.slope[rows] = torch.where((dt.abs() > 2.0 / _GRID) & finite[:, None], rise, self.slope[rows])
@@ -304,7 +306,7 @@ class _Search:
         change = told[:, :, None] * dt[:, None, :]
         self.jacobian[rows] += torch.where(useful[:, None, None], change, 0.0)
         self.t[rows], self.y[rows] = t, y
-        self._bracket(rows, t, y, y < wanted)
+        self._bracket(rows, t, y, y < wanted, finite)
         excess, cost, turning = self._judged(rows, phi, read)
         excess = torch.where(finite, excess, torch.inf)
         turning |= ~finite[:, None] & self.aims.asked[rows]
@@ -319,9 +321,9 @@ class _Search:
         self._finish(rows, t, y < wanted, finite)
         return better
 
-    def _bracket(self, rows: Tensor, t: Tensor, y: Tensor, low: Tensor) -> None:
-        self.moved_twice[rows] = low == self.was_low[rows]
-        self.moved_twice[rows] &= (self.tries[rows] > 0)[:, None]
+    def _bracket(self, rows: Tensor, t: Tensor, y: Tensor, low: Tensor, finite: Tensor) -> None:
+        again = (low == self.was_low[rows]) & (self.tries[rows] > 0)[:, None] & finite[:, None]
+        self.repeats[rows] = torch.where(again, self.repeats[rows] + 1.0, 0.0)
         self.was_low[rows] = low
         # an end on the wrong side of the new try was read when other attributes stood elsewhere
         low_t = torch.where(~low & (self.low_t[rows] >= t), torch.nan, self.low_t[rows])

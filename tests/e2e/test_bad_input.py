@@ -38,6 +38,11 @@ def test_unknown_attribute_and_strength_out_of_range(copy: Path) -> None:
     assert "unknown attribute" in text and "beard" in text and "smiling" in text and "What to do" in text
     text = message(copy, "edit", "demo", "--set", "smiling=1.5")
     assert "smiling" in text and "1.5" in text and "[0, 1]" in text
+    for value in ("nan", "+1.5", "-0", "+", "up"):
+        text = message(copy, "edit", "demo", f"--set=smiling={value}")
+        assert "smiling" in text and value in text and "[0, 1]" in text and "+0.3" in text
+    for words in ("smiling=", "=0.5", "smiling", "smiling= "):
+        assert "NAME=VALUE" in message(copy, "edit", "demo", f"--set={words}")
     assert canonical_digests(open_store(str(copy)), "demo") == before
 
 
