@@ -187,6 +187,7 @@ def _published(objective: PaperObjective, what: str) -> Callable[[Material, int,
             seed,
             _said(material, what),
             state,
+            material.training.images,
         )
         # edits as published: there and back by the reference solver, the round trip's error left in
         return FlowEditor(flow, semantic, _encoder(material), EditConfig(solver=REFERENCE, corrected=False))

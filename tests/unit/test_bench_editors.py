@@ -233,7 +233,7 @@ class Toy(Material):
             self.rendered += len(w)
             return render(w)
 
-        self.networks = SimpleNamespace(  # type: ignore[assignment]
+        self.networks = SimpleNamespace(
             digest=lambda kind: f"{kind}-digest", render=draw, scores=score, labeller=labeller, micro_batch=8
         )
         self.tracked = TRACKED
