@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from sdflow_core.faces.checkpoint import load_model
 from sdflow_core.method.edit_map import EditMap, EditMapConfig
 from sdflow_core.method.editor import EditedBatch, Editor, EditorBase, Prepared, file_metadata
-from sdflow_core.method.flow_kinds import AnyFlow, stored_flow
+from sdflow_core.method.flow_kinds import AnyFlow, make_flow, read_flow_config
 from sdflow_core.method.map_editor import MapEditor
-from sdflow_core.method.paper import PaperFlow
 from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.method.solvers import Evaluations, SolverConfig
@@ -55,7 +54,7 @@ class FlowEditor(EditorBase):
 
     def __init__(
         self,
-        flow: AnyFlow | PaperFlow,
+        flow: AnyFlow,
         semantic_encoder: SemanticEncoder,
         encoder_digest: str,
         config: EditConfig | None = None,
@@ -149,7 +148,7 @@ def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEdito
         if kind not in (FlowEditor.kind, MapEditor.kind):
             raise ValueError(f"kind {kind}")
         count = len(semantic.attributes)
-        flow = stored_flow(document["rows"], document["dim"], count, config["flow"])
+        flow = make_flow(document["rows"], document["dim"], count, read_flow_config(config["flow"]))
         _load(flow, _part(tensors, "flow."), "the flow")
         if kind == FlowEditor.kind or not isinstance(flow, PrincipalFlow):
             return FlowEditor(flow.to(device), semantic, digest, EditConfig(**config["edit"]))

@@ -38,18 +38,3 @@ def make_flow(rows: int, dim: int, attributes: int, config: FlowConfigs) -> AnyF
     if isinstance(config, PaperFlowConfig):
         return PaperFlow(rows, dim, attributes, config)
     return ConditionalFlow(rows, dim, attributes, config)
-
-
-def stored_flow(rows: int, dim: int, attributes: int, values: dict[str, Any]) -> AnyFlow | PaperFlow:
-    """The flow of an editor's file, not yet filled: as `make_flow`, or the published one.
-
-    Raises:
-        pydantic.ValidationError: An unknown kind, or values that it does not have.
-
-    Example:
-        >>> type(stored_flow(2, 3, 1, {"kind": "paper", "width": 4})).__name__
-        'PaperFlow'
-    """
-    if values.get("kind") == "paper":
-        return PaperFlow(rows, dim, attributes, PaperFlowConfig(**values))
-    return make_flow(rows, dim, attributes, read_flow_config(values))
