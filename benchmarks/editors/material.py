@@ -27,7 +27,7 @@ from sdflow_core.records.objects import LocalStore
 from sdflow_core.weights.embedded import install_embedded
 from sdflow_core.weights.model_store import ModelStore
 
-_TRAINING_SEED, _HELD_OUT_SEED = 1, 90210
+_TRAINING_SEED, _HELD_OUT_SEED, _UNSEEN_SEED = 1, 90210, 777
 _TRUNCATION = 0.9
 _MICRO_BATCH = 16
 _CHUNK = 256
@@ -102,22 +102,22 @@ class Material:
     def training(self) -> Training:
         """Codes of the training people's photographs, then people drawn from the prior."""
         budget = self.options.budget
-        parts = [self._drawn(budget.samples)]
+        parts = [self._drawn(budget.samples, _TRAINING_SEED)]
         if self.options.data is not None and budget.real:
             parts.insert(0, self._photographed(budget.real))
-        return Training(
-            torch.from_numpy(np.concatenate([part["codes"] for part in parts])),
-            torch.from_numpy(np.concatenate([part["images"] for part in parts])).permute(0, 3, 1, 2),
-            torch.from_numpy(np.concatenate([part["scores"] for part in parts])),
-        )
+        return _joined(parts)
 
-    def _drawn(self, count: int) -> dict[str, Any]:
+    def unseen(self, count: int) -> Training:
+        """People drawn from the prior whom no editor was trained on, nor any flow fitted to."""
+        return _joined([self._drawn(count, _UNSEEN_SEED)])
+
+    def _drawn(self, count: int, seed: int) -> dict[str, Any]:
         def compute() -> dict[str, Any]:
-            rng = torch.Generator().manual_seed(_TRAINING_SEED)
+            rng = torch.Generator().manual_seed(seed)
             codes = self.networks.prior.sample(count, rng, truncation=_TRUNCATION)
-            return self._rendered(codes, "drawing training people")
+            return self._rendered(codes, "drawing people")
 
-        return self.keep("drawn", compute, count=count, seed=_TRAINING_SEED, truncation=_TRUNCATION)
+        return self.keep("drawn", compute, count=count, seed=seed, truncation=_TRUNCATION)
 
     def _photographed(self, count: int) -> dict[str, Any]:
         def compute() -> dict[str, Any]:
@@ -211,3 +211,11 @@ class Material:
         return json.dumps(
             {"held_out": len(self.held_out.codes), "of": kind, "trained_on": len(self.training.codes)}
         )
+
+
+def _joined(parts: list[dict[str, Any]]) -> Training:
+    return Training(
+        torch.from_numpy(np.concatenate([part["codes"] for part in parts])),
+        torch.from_numpy(np.concatenate([part["images"] for part in parts])).permute(0, 3, 1, 2),
+        torch.from_numpy(np.concatenate([part["scores"] for part in parts])),
+    )

@@ -28,6 +28,7 @@ class Budget(Config):
         pick: Training codes that an editor's strengths are found on.
         flow_steps: Of the principal flow; readers and map follow it.
         published_steps: Of SDFlow as published; the original trains 10,000 of batch 8.
+        frozen_steps: Of the same flow on frozen scores, likelihood alone: a step costs a third.
         published_solver: Solver of that training (`PUBLISHED_SOLVERS`); it edits by the reference.
         first_steps: Of the first-generation editor.
         ceiling: Most pairs of photographs an attribute.
@@ -40,19 +41,21 @@ class Budget(Config):
     pick: int = Field(default=24, ge=4)
     flow_steps: int = Field(default=2000, ge=1)
     published_steps: int = Field(default=600, ge=1)
-    published_solver: Literal["rk4", "reference"] = "rk4"
+    frozen_steps: int = Field(default=1800, ge=1)
+    published_solver: Literal["rk4", "reference"] = "reference"
     first_steps: int = Field(default=800, ge=1)
     ceiling: int = Field(default=200, ge=0)
 
 
 QUICK = Budget(
-    images=24,
-    block=12,
+    images=8,
+    block=8,
     real=64,
-    samples=400,
-    pick=8,
-    flow_steps=60,
+    samples=256,
+    pick=4,
+    flow_steps=20,
     published_steps=2,
+    frozen_steps=2,
     first_steps=4,
     ceiling=20,
 )
