@@ -141,7 +141,7 @@ class JointTrainer:
             return objectives.render(self.generator, w).float()
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision != "fp32")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def document(self) -> dict[str, Any]:
         """See `Trainer.document`."""
