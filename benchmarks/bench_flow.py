@@ -86,8 +86,9 @@ def schemes(flow: ConditionalFlow, codes: flow_codes.Codes, rounds: int) -> dict
         order = (coarse - fine).abs().flatten(1).amax(1).argsort(descending=True)
         kept = torch.cat([order[:32], order[32:][torch.randperm(count - 32, generator=rng)[:32]]])
         for n, start in ((7, classical([0.55, 1.0], (4, 3))), (8, classical([0.45, 1.0]))):
-            name = f"{n} evaluations a way, fitted"
+            name, began = f"{n} evaluations a way, fitted", time.perf_counter()
             out[name] = fitted(alone, start, w[kept], s[kept], after[kept], rounds=rounds)
+            print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
     return out | {"3 steps": classical([1 / 3, 2 / 3, 1.0]), "4 steps": four}
 
 
@@ -126,6 +127,7 @@ def edits(
     for name, scheme in offered.items():
         each = (fast_edit(four, scheme).unflatten(0, truth.shape[:2]) - truth).abs().flatten(1).amax(1)
         off[name] = float(each[1]), float(each.max())
+        print(f"{name}: max |dw| {off[name][0]:.1e}, of four edits {off[name][1]:.1e}", flush=True)
     cases: dict[str, Callable[[], object]] = {"reference": lambda: published_edit(reference, w, s, one)}
     for name, scheme in offered.items():
         cases[name] = lambda scheme=scheme: fast_edit(one, scheme)
