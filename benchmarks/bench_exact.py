@@ -2,10 +2,12 @@
 
 Usage: `python benchmarks/bench_exact.py [--wplus FOLDER] [--json]`
 
-The inversion-free edit and the edit map are other edits by design: their second column is information.
 For each row: max |w' - w| at s' = s, and |edit - edit by dopri5 at 1e-7| / |edit| at a changed s, same
 weights, float64 for the tight solution. (a) codes of the embedded models' prior, L = 10, D = 128, principal
-flow and conditional flow; (b) codes 18 x 512, the published field. Bounds: 1e-4 and 2 %.
+flow and conditional flow; (b) codes 18 x 512, the published field. Bounds: 1e-4 and 2 %. `default` marks what
+`editing.EditConfig` asks of a flow. The inversion-free edit and the edit map are other edits by design: their
+second column is information, and they do not count as meeting its bound. Plain edits, there and back without
+a correction, miss 1e-4 on the principal flow at any number of steps.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from sdflow_core.method.code_source import TensorSource
 from sdflow_core.method.code_survey import survey
 from sdflow_core.method.condition import features
 from sdflow_core.method.edit_map import EditMap, EditMapConfig
-from sdflow_core.method.flow import ConditionalFlow
+from sdflow_core.method.editing import EDIT_SOLVER, EditConfig
+from sdflow_core.method.flow import PAPER_FLOW, ConditionalFlow
 from sdflow_core.method.inversion_free import inversion_free_edit
 from sdflow_core.method.mirrored import classical, retrace, trace
 from sdflow_core.method.principal import PrincipalFlow
@@ -94,6 +97,7 @@ def mirrored(flow: ConditionalFlow | RowFlow, steps: int) -> Edit:
 
 # rows that are another edit by design: what they promise is the first column
 OTHER = ("inversion-free", "edit map")
+DEFAULT = f"{EDIT_SOLVER.method} {EDIT_SOLVER.steps}, corrected"
 
 
 @torch.no_grad()
@@ -123,7 +127,8 @@ def table(
         else:
             rows[f"reversible rk4 {steps}"] = reversible(quick, steps)
             rows[f"mirrored rk4 {steps}"] = mirrored(quick, steps)
-    rows["inversion-free 16"] = lambda w, s, after: inversion_free_edit(flow, w, s, after, 16)
+    if not isinstance(quick, RowFlow):  # it needs a flow that was trained by matching
+        rows["inversion-free 16"] = lambda w, s, after: inversion_free_edit(flow, w, s, after, 16)
     if isinstance(flow, PrincipalFlow) and edit_map is not None:
         rows["edit map"] = lambda w, s, after: edit_map(flow, w, features(s), features(after))
     print(f"\n{title}: edit of size {float(change.flatten(1).norm(dim=1).mean()):.2f} in W+ units")
@@ -132,9 +137,11 @@ def table(
     for name, edit in rows.items():
         home = float((edit(w, s, s) - w).abs().max())
         off = float((edit(w, s, after).double() - truth).norm() / change.norm())
-        met = home <= 1e-4 and (off <= 0.02 or name.startswith(OTHER))
+        met = home <= 1e-4 and off <= 0.02
         out[name] = {"home": home, "off": off, "met": met}
-        print(f"{name:28}{home:11.1e}{100 * off:13.3f}%  {'met' if met else 'missed'}", flush=True)
+        said = "met" if met else "another edit" if home <= 1e-4 and name.startswith(OTHER) else "missed"
+        default = " (default)" if name == DEFAULT and EditConfig().corrected else ""
+        print(f"{name:28}{home:11.1e}{100 * off:13.3f}%  {said}{default}", flush=True)
     return out
 
 
@@ -173,6 +180,7 @@ def main() -> None:
     parser.add_argument("--wplus", type=Path, help="folder with w_plus.npy and e4e_ffhq_pca.pt")
     parser.add_argument("--train-steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32, help="codes of 18 x 512 that are edited")
+    parser.add_argument("--weights", type=Path, help="weights of the published flow that bench_flow.py kept")
     parser.add_argument("--only", choices=["embedded", "wplus"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -188,11 +196,17 @@ def main() -> None:
         )
     if options.only != "embedded":
         codes = flow_codes.load(options.wplus, batch=options.batch)
-        flow = trained_published(codes, options.train_steps)
+        if options.weights and options.weights.exists():
+            flow = ConditionalFlow(flow_codes.ROWS, flow_codes.DIM, flow_codes.ATTRIBUTES, PAPER_FLOW).eval()
+            flow.load_state_dict(torch.load(options.weights, weights_only=True))
+        else:
+            flow = trained_published(codes, options.train_steps)
         title = f"18 x 512, published field; {codes.said}"
         result["wplus"] = table(title, flow, RowFlow(flow), codes.held, codes.s_held)
+    missed = [name for name, rows in result.items() if not rows[DEFAULT]["met"]]
+    print(f"\ndefault ({DEFAULT}): {'bounds met by every flow' if not missed else f'missed by {missed}'}")
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps({"default": DEFAULT, "default_missed_by": missed, **result}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.row_field import velocity_and_trace
 from sdflow_core.method.solvers import SolverConfig, integrate
 
-FAST_TRAINING = SolverConfig(method="reversible", steps=3, base="midpoint")
+FAST_TRAINING = SolverConfig(method="rk4", steps=2)
+# one step of two fourth-order increments: memory that does not grow with the steps, at more evaluations
+FRUGAL_TRAINING = SolverConfig(method="reversible", steps=1, base="rk4")
 
 
 def trained_published(codes: Codes, steps: int, batch: int = 128) -> ConditionalFlow:

@@ -11,9 +11,8 @@ edit's size. (The idea of subtracting the source's own velocity is FlowEdit's, a
 source's walk is the deterministic one of the flow, so the result converges to the edit by inversion.)
 
 A scheme is only a handful of numbers, and those of a textbook serve any field. `fitted` bends them to one
-flow on a few of its codes, as Shaul et al. do for sampling ("Bespoke Non-Stationary Solvers", arXiv
-2403.01329): same weights, same number of evaluations, a smaller error on that flow. It stays exact for s' =
-s.
+flow on a few of its codes (`scheme_fit.py`): same weights, same number of evaluations, a smaller error on
+that flow. It stays exact for s' = s. `as_numbers` and `from_numbers` keep such a scheme beside its flow.
 """
 
 from __future__ import annotations
@@ -31,6 +30,18 @@ from sdflow_core.method.solvers import Evaluations
 from sdflow_core.records.errors import ContractError
 
 Rows = ConditionalFlow | RowFlow
+
+
+_TENSORS = ("times", "inner", "outer", "back_inner", "back_outer")
+# Kutta's methods of order 3 and 4 by their number of stages: c, a, b
+_KUTTA = {
+    3: ((0.0, 0.5, 1.0), ((0.0, 0.0, 0.0), (0.5, 0.0, 0.0), (-1.0, 2.0, 0.0)), (1 / 6, 2 / 3, 1 / 6)),
+    4: (
+        (0.0, 0.5, 0.5, 1.0),
+        ((0.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0), (0.0, 0.5, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0)),
+        (1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -64,44 +75,86 @@ class Trace:
     z: Tensor
 
 
-def classical(ends: Sequence[float]) -> MirroredScheme:
-    """Kutta's classical method of order 4 on the grid 0 < .. < 1 given by the ends of its steps.
+def classical(ends: Sequence[float], stages: Sequence[int] | None = None) -> MirroredScheme:
+    """Kutta's classical methods on the grid 0 < .. < 1 given by the ends of its steps.
+
+    Args:
+        ends: Of the steps.
+        stages: Of each step: 4 (order 4, the default) or 3 (order 3).
+
+    Raises:
+        ContractError: A grid that does not rise to 1, or another number of stages.
 
     Example:
         >>> scheme = classical([0.5, 1.0])
         >>> len(scheme.times), scheme.mirror, float(scheme.outer.sum())
         (8, (7, 6, 5, 4, 4, 2, 1, 0), 1.0)
+        >>> len(classical([0.6, 1.0], (4, 3)).times)
+        7
     """
     grid = [0.0, *ends]
     if grid[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(grid)):
         raise ContractError(
             "grid of a mirrored scheme", expected="rising ends of steps up to 1", found=list(ends)
         )
-    steps, c = len(ends), (0.0, 0.5, 0.5, 1.0)
-    a = torch.zeros(4, 4, dtype=torch.float64)
-    a[1, 0], a[2, 1], a[3, 2] = 0.5, 0.5, 1.0
-    b = torch.tensor([1 / 6, 1 / 3, 1 / 3, 1 / 6], dtype=torch.float64)
-    n = 4 * steps
-    times = torch.zeros(n, dtype=torch.float64)
-    inner, outer = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    back_inner, back_outer = inner.clone(), outer.clone()
-    mirror: list[int] = []
-    for i in range(steps):
-        h = grid[i + 1] - grid[i]
-        own = slice(4 * i, 4 * i + 4)
+    each = [4] * len(ends) if stages is None else list(stages)
+    if len(each) != len(ends) or not set(each) <= set(_KUTTA):
+        raise ContractError(
+            "stages of a mirrored scheme", expected=f"3 or 4 for each of {len(ends)} steps", found=each
+        )
+    n, first = sum(each), [0, *itertools.accumulate(each)]
+    times, inner, outer = _empty(n)
+    _, back_inner, back_outer = _empty(n)
+    for i, k in enumerate(each):
+        h, own, (c, a, b) = grid[i + 1] - grid[i], slice(first[i], first[i] + k), _KUTTA[k]
         times[own] = grid[i] + h * torch.tensor(c, dtype=torch.float64)
         inner[own] = outer  # what the steps before have added
-        inner[own, own] = h * a
-        outer[own] = h * b
-    for j, i in enumerate(reversed(range(steps))):
-        h = grid[i + 1] - grid[i]
-        own = slice(4 * j, 4 * j + 4)
+        inner[own, own] = h * torch.tensor(a, dtype=torch.float64)
+        outer[own] = h * torch.tensor(b, dtype=torch.float64)
+    mirror: list[int] = []
+    for i, k in reversed(list(enumerate(each))):
+        h, own, (_, a, b) = grid[i + 1] - grid[i], slice(len(mirror), len(mirror) + k), _KUTTA[k]
         back_inner[own] = back_outer
-        back_inner[own, own] = -h * a
-        back_outer[own] = -h * b
+        back_inner[own, own] = -h * torch.tensor(a, dtype=torch.float64)
+        back_outer[own] = -h * torch.tensor(b, dtype=torch.float64)
+        points = [first[i] + k - 1 - j for j in range(k)]
         # at a step's upper end the next step's first point is the better one: there the walk itself arrived
-        mirror += [4 * i + 4 if i < steps - 1 else 4 * i + 3, 4 * i + 2, 4 * i + 1, 4 * i]
+        points[0] = first[i] + k if i < len(each) - 1 else points[0]
+        mirror += points
     return MirroredScheme(times, inner, outer, back_inner, back_outer, tuple(mirror))
+
+
+def as_numbers(scheme: MirroredScheme) -> dict[str, list[object]]:
+    """The scheme as plain data, for JSON.
+
+    Example:
+        >>> scheme = classical([0.5, 1.0])
+        >>> torch.equal(from_numbers(as_numbers(scheme)).inner, scheme.inner)
+        True
+    """
+    out: dict[str, list[object]] = {name: getattr(scheme, name).tolist() for name in _TENSORS}
+    return {**out, "mirror": list(scheme.mirror)}
+
+
+def from_numbers(numbers: dict[str, list[object]]) -> MirroredScheme:
+    """Inverse of `as_numbers`.
+
+    Raises:
+        ContractError: Numbers that are no scheme.
+    """
+    try:
+        tensors = {name: torch.tensor(numbers[name], dtype=torch.float64) for name in _TENSORS}
+        mirror = tuple(int(str(m)) for m in numbers["mirror"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(
+            "mirrored scheme", expected="numbers made by as_numbers", found=str(error)
+        ) from error
+    n = len(mirror)
+    shapes = {"times": [n], "inner": [n, n], "outer": [n], "back_inner": [n, n], "back_outer": [n]}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes or not all(0 <= m < n for m in mirror):
+        raise ContractError("mirrored scheme", expected=shapes, found=found)
+    return MirroredScheme(**tensors, mirror=mirror)
 
 
 def trace(
@@ -113,12 +166,12 @@ def trace(
     states: list[Tensor] = []
     slopes: list[Tensor] = []
     for i, t in enumerate(times):
-        state = _added(y, inner[i], slopes)
+        state = added(y, inner[i], slopes)
         states.append(state)
         slopes.append(flow.velocity(t, state, s))
         if evaluations is not None:
             evaluations.count += 1
-    return Trace(w_plus, tuple(states), tuple(slopes), _added(y, outer, slopes))
+    return Trace(w_plus, tuple(states), tuple(slopes), added(y, outer, slopes))
 
 
 def retrace(
@@ -127,7 +180,6 @@ def retrace(
     s_after: Tensor,
     scheme: MirroredScheme,
     evaluations: Evaluations | None = None,
-    changes: list[Tensor] | None = None,
 ) -> Tensor:
     """The way back under s' [B, A], or [E * B, A] for E edits of each code: edited codes [B or E * B, L, D].
 
@@ -139,103 +191,33 @@ def retrace(
         flow.config.end_time, scheme.back_inner, scheme.back_outer, scheme.times, like=like
     )
     shape = (many, *like.shape)
-    changes = [] if changes is None else changes
+    changes: list[Tensor] = []
     for j, i in enumerate(scheme.mirror):
         state = walked.states[i].expand(shape) if many > 1 else walked.states[i][None]
-        at = _added(state, inner[j], changes).flatten(0, 1)
+        at = added(state, inner[j], changes).flatten(0, 1)
         slope = flow.velocity(times[i], at, s_after).unflatten(0, shape[:2])
         changes.append(slope - walked.slopes[i])
         if evaluations is not None:
             evaluations.count += 1
-    moved = _added(torch.zeros(shape, dtype=like.dtype, device=like.device), outer, changes)
+    moved = added(torch.zeros(shape, dtype=like.dtype, device=like.device), outer, changes)
     # only the scale of the whitening: its shift has no part in a difference
     scaled = flow.unwhiten(moved.flatten(0, 1)) - flow.unwhiten(torch.zeros_like(like[:1]))
     return (like.expand(shape) + scaled.unflatten(0, shape[:2])).flatten(0, 1)
 
 
-def fitted(
-    flow: ConditionalFlow,
-    scheme: MirroredScheme,
-    w_plus: Tensor,
-    s: Tensor,
-    s_after: Tensor,
-    *,
-    rounds: int = 60,
-    rate: float = 3e-3,
-    fine: int = 8,
-) -> MirroredScheme:
-    """The scheme with its numbers bent to one flow, so that edits of these codes meet those of a fine grid.
-
-    Args:
-        flow: Its weights are not changed.
-        scheme: Where to start.
-        w_plus: Codes to fit on [B, L, D], other than those it will be judged by.
-        s: [B, A].
-        s_after: Edits asked for [B, A].
-        rounds: Evaluations of the fit, each the cost of about three edits.
-        rate: Of Adam, falling to zero.
-        fine: Steps of the grid that gives the truth.
-
-    Returns:
-        The better scheme; never worse than the given one on these codes.
-    """
-    exact = classical([(i + 1) / fine for i in range(fine)])
-    with torch.no_grad():
-        truth = retrace(flow, trace(flow, w_plus, s, exact), s_after, exact)
-    names = ("times", "inner", "outer", "back_inner")
-    values = {name: getattr(scheme, name).clone().requires_grad_() for name in names}
-    below = torch.ones_like(scheme.inner).tril(-1)
-    wanted = ((truth - w_plus) / flow.std).flatten()
-    found = _weighed(flow, w_plus, s, s_after, scheme)[0].detach() @ scheme.back_outer.to(wanted)
-    best, least = scheme, float((found - wanted).square().mean())
-    optimizer = torch.optim.Adam(list(values.values()), lr=rate)
-    for step in range(rounds):
-        optimizer.param_groups[0]["lr"] = rate * (1.0 - step / rounds)
-        bent = {**values, "inner": values["inner"] * below, "back_inner": values["back_inner"] * below}
-        changes, now = _weighed(
-            flow,
-            w_plus,
-            s,
-            s_after,
-            MirroredScheme(**bent, back_outer=scheme.back_outer, mirror=scheme.mirror),
-        )
-        # b' enters linearly, so the best one is known for any choice of the others; at the optimum its own
-        # derivative has no part in theirs
-        with torch.no_grad():
-            gram = changes.double().T @ changes.double()
-            ridge = 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            against = changes.double().T @ wanted.double() + ridge @ scheme.back_outer.to(gram)
-            outer = torch.linalg.solve(gram + ridge, against)
-        loss = (changes @ outer.to(changes) - wanted).square().mean()
-        if float(loss.detach()) < least:
-            least = float(loss.detach())
-            kept = {name: value.detach().clone() for name, value in now.items()}
-            best = MirroredScheme(**kept, back_outer=outer.to(scheme.back_outer), mirror=scheme.mirror)
-        optimizer.zero_grad()
-        loss.log().backward()  # of the logarithm: steps of the same size however small the error is already
-        optimizer.step()
-    return best
-
-
-def _weighed(
-    flow: ConditionalFlow, w_plus: Tensor, s: Tensor, s_after: Tensor, scheme: MirroredScheme
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """What b' weighs: q_j of the way back as columns [numbers, n], and the scheme's other numbers."""
-    columns: list[Tensor] = []
-    retrace(flow, trace(flow, w_plus, s, scheme), s_after, scheme, changes=columns)
-    numbers = {name: getattr(scheme, name) for name in ("times", "inner", "outer", "back_inner")}
-    return torch.stack([flow.config.end_time * part.flatten() for part in columns], dim=1), numbers
+def _empty(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    kind = torch.float64
+    return torch.zeros(n, dtype=kind), torch.zeros(n, n, dtype=kind), torch.zeros(n, dtype=kind)
 
 
 def _for_span(end: float, inner: Tensor, outer: Tensor, times: Tensor, *, like: Tensor) -> tuple[Tensor, ...]:
     return tuple((end * part).to(like) for part in (inner, outer, times))
 
 
-def _added(y: Tensor, weights: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+def added(y: Tensor, weights: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    """y + sum_j weights_j slopes_j, numbers that are zero left out; y itself is not written to."""
     out = y
-    for weight, slope in zip(weights[: len(slopes)], slopes, strict=False):
-        if weight.requires_grad:
-            out = out + weight * slope
-        elif float(weight) != 0.0:
-            out = torch.add(out, slope, alpha=float(weight))
+    for weight, slope in zip(weights.tolist(), slopes, strict=False):
+        if weight:
+            out = torch.add(out, slope, alpha=weight) if out is y else out.add_(slope, alpha=weight)
     return out
