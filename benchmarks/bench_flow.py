@@ -77,7 +77,8 @@ def schemes(flow: ConditionalFlow, codes: flow_codes.Codes, rounds: int) -> dict
         rows = RowFlow(alone)
         rng = torch.Generator().manual_seed(5)
         count = 384
-        picked = torch.randint(len(codes.train), (count,), generator=rng)
+        # the first half are samples; the second is blended of the very codes that are edited
+        picked = torch.randint(len(codes.train) // 2, (count,), generator=rng)
         row = torch.randint(flow.rows, (count,), generator=rng)
         w, s = codes.train[picked, row][:, None], codes.s_train[picked]
         after = torch.stack(asked(s))[torch.randint(s.shape[1], (count,), generator=rng), torch.arange(count)]
