@@ -62,10 +62,20 @@ class MapEditor(EditorBase):
 
     @torch.no_grad()
     def move(self, prepared: Prepared, s_after: Tensor) -> tuple[Tensor, int]:
-        """See `EditorBase.move`; the map's network is evaluated twice, for s' and for s."""
+        """See `EditorBase.move`; the map's network is evaluated twice, for s' and for s.
+
+        Beyond its reach the map was never taught and says the same for any s'. There the change at the reach
+        is continued straight, in proportion to what is asked: a judge may want more than the labeller.
+        """
         w_plus = prepared.w_plus
         phi, phi_after = features(prepared.s.to(w_plus)), features(s_after.to(w_plus))
-        return self.edit_map(self.flow, w_plus, phi, phi_after), 2
+        reach = self.edit_map.config.reach
+        within = torch.minimum(torch.maximum(phi_after, phi.clamp_max(-reach)), phi.clamp_min(reach))
+        asked, reached = (phi_after - phi).abs(), (within - phi).abs()
+        beyond = (asked > reached) & (reached > 0)
+        further = torch.where(beyond, asked / reached.clamp_min(1e-6), torch.ones_like(asked))
+        edited = self.edit_map(self.flow, w_plus, phi, within)
+        return w_plus + further.amax(dim=1)[:, None, None] * (edited - w_plus), 2
 
     def to_bytes(self) -> bytes:
         """Flow, map, semantic encoder and configuration as safetensors."""

@@ -14,7 +14,7 @@ from sdflow_core.faces.generator import Generator, GeneratorConfig
 from sdflow_core.faces.labeller import Labeller, LabellerConfig
 from sdflow_core.method.code_readers import ReaderConfig
 from sdflow_core.method.code_source import TensorSource
-from sdflow_core.method.condition import attributes_of
+from sdflow_core.method.condition import attributes_of, features
 from sdflow_core.method.edit_map import EditMapConfig
 from sdflow_core.method.editing import FlowEditor, load_editor
 from sdflow_core.method.flow import FlowConfig
@@ -189,6 +189,26 @@ def test_the_editor_edits_by_the_map_and_its_file_gives_the_same_edits(labeller:
     assert torch.equal(again.edit(codes, None, scores, wanted).w_plus, edited.w_plus)
     z = again.base(codes, scores)
     assert (again.flow.from_base(z, scores) - codes).abs().max() < 1e-3
+
+
+def test_beyond_its_reach_a_map_goes_straight_on(labeller: Labeller) -> None:
+    editor = train(labeller).editor("encoder")
+    assert isinstance(editor, MapEditor)
+    codes, scores = people()
+    w, s = codes[:6], scores[:6].clamp(0.1, 0.4)
+    ready, reach = editor.prepare(w, s), editor.edit_map.config.reach
+
+    def asked(phi: float) -> Tensor:
+        after = s.clone()
+        after[:, 0] = attributes_of(torch.tensor(phi))
+        return editor.move(ready, after)[0] - w
+
+    at = asked(reach)
+    assert torch.allclose(asked(reach + 1e-4), at, atol=1e-3)
+    far, before = reach + 2.0, features(s[:, 0])
+    share = (far - before) / (reach - before)
+    assert torch.allclose(asked(far), share[:, None, None] * at, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(asked(far), at, atol=1e-3)
 
 
 def test_without_a_map_the_flow_edits(labeller: Labeller) -> None:
