@@ -30,8 +30,8 @@ from sdflow_core.records.errors import ContractError
 
 OURS = "ours: edit map"
 _SAID = 10  # times that a training says where it is
-# ten times the published one, in favour of rows that are given a fraction of the published 10,000 steps: at 1e-4 400
-# steps end where a quarter of the flips succeed at no strength
+# of the published flow, ten times the published one, in favour of rows that are given a fraction of the
+# published 10,000 steps: at 1e-4 400 steps end where a quarter of the flips succeed at no strength
 _RATE = 1e-3
 
 
@@ -180,6 +180,7 @@ def _published(objective: PaperObjective, what: str) -> Callable[[Material, int,
             objective=objective,
             steps=budget.published_steps if objective.edits else budget.frozen_steps,
             learning_rate=_RATE,
+            learning_rate_semantic=_RATE / 10,  # at the flow's rate it forgets what it was copied from
             solver=PUBLISHED_SOLVERS[budget.published_solver],
             checkpoint_every=25,
         )

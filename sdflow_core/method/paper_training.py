@@ -45,6 +45,7 @@ class PaperTrainingConfig(Config):
         edit_every: Consistency and closeness are computed every so many steps; published: every step.
             They are most of the cost of a step by a coarse solver.
         learning_rate: Adam's, of flow and semantic encoder; no schedule.
+        learning_rate_semantic: Another one for the semantic encoder; None as published.
         solver: Both ways, in training.
         divergence: Of the likelihood.
         warm_start: Begin the semantic encoder as a copy of the classifier, else newly drawn.
@@ -62,6 +63,7 @@ class PaperTrainingConfig(Config):
     batch: int = Field(default=8, ge=1)
     edit_every: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate_semantic: float | None = Field(default=None, gt=0)
     solver: SolverConfig = REFERENCE
     divergence: Literal["hutchinson", "exact"] = "hutchinson"
     warm_start: bool = True
@@ -164,8 +166,10 @@ class PaperTrainer:
             self.semantic.requires_grad_(False)
         else:
             self.parts.append(self.semantic)
-        parameters = [p for part in self.parts for p in part.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+        rates = (config.learning_rate, config.learning_rate_semantic or config.learning_rate)
+        self.optimizer = torch.optim.Adam(
+            [{"params": list(p.parameters()), "lr": rates[i]} for i, p in enumerate(self.parts)]
+        )
         self.rng = torch.Generator().manual_seed(seed)
 
     def losses(self) -> dict[str, Tensor]:
