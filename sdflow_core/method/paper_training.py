@@ -177,6 +177,8 @@ class PaperTrainer:
         terms: dict[str, Tensor] = {}
         if goal.reads_images:
             logits = self.semantic.logits(self._pictures(rows, w))
+            # else the solver would blame the codes
+            self._require_finite({"semantic encoder": float(logits.detach().abs().max())})
             if goal.distillation > 0:
                 terms["distillation"] = objectives.distillation(logits, s)
             s = torch.sigmoid(logits)

@@ -47,7 +47,9 @@ class World:
         # numbers of a row go together: there is something to learn
         self.codes = 2.0 + 0.5 * torch.randn(40, 6, 1) + 0.1 * torch.randn(40, 6, 4)
         with torch.no_grad():
-            self.scores = self.labeller.scores(self.generator.synthesize(self.codes).clamp(-1, 1))
+            read = self.labeller.scores(self.generator.synthesize(self.codes).clamp(-1, 1))
+        # an untrained labeller says nearly the same of all: half of the rows shall have each attribute
+        self.scores = (read - read.quantile(0.5, dim=0) + 0.5).clamp(0.0, 1.0)
 
     def inputs(self) -> tuple[Tensor, Tensor, nn.Module, nn.Module]:
         return self.codes, self.scores, self.generator, self.labeller
