@@ -31,7 +31,8 @@ def evaluate(
     now = state(context)
     store = now.store()
     store.check_writable()
-    names = tuple(name.strip() for name in (attributes or "").split(",") if name.strip())
+    asked = (name.strip() for name in (attributes or "").split(","))
+    names = tuple(dict.fromkeys(name for name in asked if name))  # each once: twice would cost twice
     checks.before_edit(store, dataset, dict.fromkeys(names, "flip"))
     with progress(now, "evaluate") as bar:
         from tasks.evaluation import evaluate_dataset

@@ -138,7 +138,11 @@ def evaluated(found: Sweep, tracked: tuple[str, ...]) -> dict[str, Any]:
         name: {other: _number(labeller.matrix[a, full, b]) for b, other in enumerate(tracked)}
         for a, name in enumerate(found.attributes)
     }
-    return {"attributes": out, "matrix": matrix, "strengths": [float(v) for v in found.strengths[0]]}
+    return {
+        "attributes": out,
+        "matrix": matrix,
+        "strengths": [round(float(v), 4) for v in found.strengths[0]],
+    }
 
 
 def _codes(store: Store, dataset: str, bundle: Any, names: tuple[str, ...]) -> tuple[list[str], Tensor]:

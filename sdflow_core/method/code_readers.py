@@ -8,6 +8,7 @@ with different noise, and every one of them is asked; what keeps the map honest 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ def advance_readers(
     rng: torch.Generator,
     factor: float,
 ) -> float:
-    """One step of `readers` on whitened codes x [B, K]; returns the loss.
+    """One step of `readers` on whitened codes x [B, K]; returns the loss, or what is not finite.
 
     Args:
         readers: To be taught.
@@ -132,6 +133,9 @@ def advance_readers(
         group["lr"] = config.learning_rate * factor
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    norm = float(nn.utils.clip_grad_norm_(readers.parameters(), math.inf))  # measured, nothing is clipped
+    if not math.isfinite(norm):  # before the step: a checkpoint must never hold what it would make
+        return norm
     optimizer.step()
     return float(loss.detach())
 

@@ -1,8 +1,8 @@
 """An edit in one pass: a map from a code, its attributes and the wanted ones to the edited code.
 
-w' = w + (phi(s') - phi(s)) B + V (m(a, phi(s), phi(s')) - m(a, phi(s), phi(s)))
+w' = w + (phi(s') - phi(s)) B + V^T (m(a, phi(s), phi(s')) - m(a, phi(s), phi(s)))
 
-with a = V^T (w - mean), V the flow's principal directions, B its regression of w+ on phi(s), and m a small
+with a = V (w - mean), V the flow's principal directions, B its regression of w+ on phi(s), and m a small
 network. An edit with s' = s is its input by construction, exactly. The map is taught after the flow, which
 stays as it is: it still says what z is, how likely a code is, and how far an edit left z. The map is held to
 z(w', s') = z(w, s), to what readers see (`code_readers`), and nothing else; it replaces two solutions of the

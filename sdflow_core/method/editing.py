@@ -140,8 +140,8 @@ def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEdito
     """Rebuild an editor from `to_bytes`.
 
     Raises:
-        ContractError: Not an editor of this project, a damaged one, or one whose weights are of another
-            width, number of layers or set of attributes than it says.
+        ContractError: Not an editor of this project, a damaged one, or one whose weights are not finite or of
+            another width, number of layers or set of attributes than it says.
     """
     try:
         document = json.loads(file_metadata(data)["sdflow"])
@@ -154,6 +154,10 @@ def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEdito
         if tuple(document["attributes"]) != semantic.attributes:
             raise ValueError(f"attributes {document['attributes']}, of its network {semantic.attributes}")
         if kind == LinearEditor.kind:
+            wanted = [len(semantic.attributes), document["rows"], document["dim"]]
+            if list(tensors["directions"].shape) != wanted:
+                raise ValueError(f"directions are {list(tensors['directions'].shape)}, not {wanted}")
+            _require_finite(tensors, "the directions")
             return LinearEditor(tensors["directions"].to(device), semantic, digest)
         if kind not in (FlowEditor.kind, MapEditor.kind):
             raise ValueError(f"kind {kind}")
@@ -190,4 +194,11 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     if missing or more or other:
         parts = [f"without {missing[:3]}" if missing else "", f"with {more[:3]} too many" if more else ""]
         raise ValueError(f"weights of {what} do not fit: " + "; ".join(p for p in [*parts, *other[:3]] if p))
+    _require_finite(tensors, what)
     module.load_state_dict(tensors)
+
+
+def _require_finite(tensors: dict[str, Tensor], what: str) -> None:
+    bad = [name for name, value in sorted(tensors.items()) if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ValueError(f"weights of {what} are not finite: {', '.join(bad[:3])}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdflow_core.faces.checkpoint import save_model
 from sdflow_core.method.semantic_encoder import SemanticEncoder
+from sdflow_core.method.training_checks import check_score_values, require_finite_rows
 from sdflow_core.records.errors import ContractError
 
 
@@ -121,17 +122,17 @@ class EditorBase:
             The edit. A row with s' = s is exactly its input.
 
         Raises:
-            ContractError: Targets of another shape or not finite.
+            ContractError: Targets or strengths of another shape or not finite; the row is named.
         """
-        if targets.shape != prepared.s.shape or not bool(torch.isfinite(targets).all()):
-            raise ContractError(
-                "edit targets", expected=f"finite {list(prepared.s.shape)}", found=list(targets.shape)
-            )
+        if targets.shape != prepared.s.shape:
+            raise ContractError("edit targets", expected=list(prepared.s.shape), found=list(targets.shape))
+        require_finite_rows("edit targets", targets)
         factor = torch.as_tensor(strength, dtype=prepared.s.dtype, device=prepared.s.device)
         if factor.ndim not in (0, 1) or (factor.ndim == 1 and len(factor) != len(targets)):
             raise ContractError(
                 "edit strength", expected=f"a number or [{len(targets)}]", found=list(factor.shape)
             )
+        require_finite_rows("edit strength", factor.reshape(-1, 1))
         step = factor.reshape(-1, 1) * (targets.to(prepared.s) - prepared.s)
         edited, nfe = self.move(prepared, prepared.s + step)
         changed = (step != 0).any(dim=1)[:, None, None]
@@ -195,7 +196,7 @@ class EditorBase:
             )
 
     def require(self, w_plus: Tensor, s: Tensor) -> None:
-        """Raise ContractError unless codes [B, L, D] and s [B, A] fit this editor."""
+        """Raise ContractError unless codes [B, L, D] and s [B, A] fit this editor: the row is named."""
         if w_plus.ndim != 3 or tuple(w_plus.shape[1:]) != (self.rows, self.dim):
             raise ContractError(
                 "latents do not fit the editor",
@@ -209,6 +210,8 @@ class EditorBase:
                 expected=f"[{len(w_plus)}, {len(self.attributes)}]",
                 found=list(s.shape),
             )
+        require_finite_rows("latents to edit", w_plus)
+        check_score_values(s, self.attributes, what="attributes before the edit")
 
     def pack(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> bytes:
         """Tensors, semantic encoder and configuration as deterministic safetensors bytes."""

@@ -154,7 +154,7 @@ class MapTraining:
         """One step of whichever stage is due; returns its losses under `stage.term`.
 
         Raises:
-            ContractError: A loss that is not finite; the last good state stays what it was.
+            ContractError: A loss or gradient that is not finite; the last good state stays what it was.
         """
         stage, done = self.place()
         factor = _schedule(done, self.lengths[stage])
@@ -170,7 +170,7 @@ class MapTraining:
         if bad := {name: value for name, value in losses.items() if not math.isfinite(value)}:
             raise ContractError(
                 "training of the edit map diverged",
-                expected="finite loss terms",
+                expected="finite loss terms and gradients",
                 found=bad,
                 where=f"{stage}, step {done}",
                 todo="lower the learning rate of the edit map; the last good checkpoint is kept",
@@ -269,7 +269,9 @@ class MapTraining:
         optimizer.zero_grad(set_to_none=True)
         if terms:
             torch.stack([weights[name] * value for name, value in terms.items()]).sum().backward()
-            nn.utils.clip_grad_norm_(self.map.parameters(), _CLIP)
+            norm = float(nn.utils.clip_grad_norm_(self.map.parameters(), _CLIP))
+            if not math.isfinite(norm):  # before the step: a checkpoint must never hold what it would make
+                return {"map_gradient": norm}
             optimizer.step()
         return {f"map_{name}": float(value.detach()) for name, value in terms.items()}
 

@@ -24,6 +24,13 @@ from sdflow_core.method.paper import PaperFlow, PaperFlowConfig
 from sdflow_core.method.paper_objective import PUBLISHED, PaperObjective, nll_of_base, raw_closeness
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.method.solvers import REFERENCE, SolverConfig
+from sdflow_core.method.training_checks import (
+    check_batch,
+    check_classes,
+    check_codes,
+    check_images,
+    check_scores,
+)
 from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError
 
@@ -105,13 +112,7 @@ def train_paper(
             gradient that is not finite (the last good checkpoint stays).
     """
     config = config or PaperTrainingConfig()
-    _check_inputs(codes, scores, labeller, config)
-    if images is not None and (images.ndim != 4 or len(images) != len(codes) or images.dtype != torch.uint8):
-        raise ContractError(
-            "images to train on",
-            expected=f"uint8 [{len(codes)}, 3, H, W]",
-            found=f"{images.dtype} {list(images.shape)}",
-        )
+    _check_inputs(codes, scores, images, labeller, config)
     trainer = PaperTrainer(codes, scores, generator, labeller, config, seed, images)
     was_trainable = [(p, p.requires_grad) for p in generator.parameters()]
     generator.eval().requires_grad_(False)
@@ -180,6 +181,8 @@ class PaperTrainer:
         terms: dict[str, Tensor] = {}
         if goal.reads_images:
             logits = self.semantic.logits(self._pictures(rows, w))
+            # else the solver would blame the codes
+            self._require_finite({"semantic encoder": float(logits.detach().abs().max())})
             if goal.distillation > 0:
                 terms["distillation"] = objectives.distillation(logits, s)
             s = torch.sigmoid(logits)
@@ -277,31 +280,15 @@ class PaperTrainer:
         self.rng.set_state(saved["rng"])
 
 
-def _check_inputs(codes: Tensor, scores: Tensor, labeller: nn.Module, config: PaperTrainingConfig) -> None:
+def _check_inputs(
+    codes: Tensor, scores: Tensor, images: Tensor | None, labeller: nn.Module, config: PaperTrainingConfig
+) -> None:
     names = tuple(getattr(labeller, "attributes", ()))
-    if codes.ndim != 3 or len(codes) < 2 or not bool(torch.isfinite(codes).all()):
-        bad = (~torch.isfinite(codes)).flatten(1).any(1).nonzero().flatten()[:5].tolist()
-        found = f"{list(codes.shape)}, not finite in rows {bad}" if bad else list(codes.shape)
-        raise ContractError("codes to train on", expected="finite [N >= 2, L, D]", found=found)
-    if len(codes) < config.batch:
-        raise ContractError(
-            "codes to train on", expected=f"at least a batch of {config.batch}", found=f"{len(codes)} rows"
-        )
-    if tuple(scores.shape) != (len(codes), len(names)):
-        raise ContractError(
-            "scores to train on",
-            expected=f"[{len(codes)}, {len(names)}] for {names}",
-            found=list(scores.shape),
-        )
-    outside = ~((scores >= 0) & (scores <= 1))  # true for NaN too
-    if bool(outside.any()):
-        row, column = outside.nonzero()[0].tolist()
-        raise ContractError(
-            "scores to train on",
-            expected="values in [0, 1]",
-            found=float(scores[row, column]),
-            where=f"row {row}, {names[column]}",
-        )
+    check_codes(codes)
+    check_scores(scores, len(codes), names)
+    check_images(images, len(codes))
+    check_batch(len(codes), config.batch)
+    check_classes((scores > 0.5).sum(0), len(codes), names)
 
 
 def _identity(

@@ -23,6 +23,7 @@ from sdflow_core.method.principal import PrincipalConfig, PrincipalFlow
 from sdflow_core.method.row_order import RowOrder
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.method.trained import TrainedEditor, require_finite, schedule
+from sdflow_core.method.training_checks import check_batch
 from sdflow_core.method.training_config import TrainingConfig
 
 _PICTURES_BETWEEN_SAVES = 20  # steps of the stages that look at pictures: 16 of them each, 20 ms a picture
@@ -70,6 +71,7 @@ class PrincipalTrainer:
         self.rng = torch.Generator().manual_seed(config.seed)
         self.stopping = _Stopping(config, source.rows)
         held = 0 if self.stopping.rows is None else len(self.stopping.rows)
+        check_batch(source.rows - held, config.batch, held)
         self.batch = config.batch_of(source.rows - held)
         group.check(self.batch)
         self.order = RowOrder(source.blocks, self.batch, config.seed, without=self.stopping.rows)

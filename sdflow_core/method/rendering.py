@@ -145,11 +145,12 @@ def begin(
     drawn = torch.isfinite(reconstruction).flatten(1).all(1)
     reconstruction = torch.where(drawn[:, None, None, None], reconstruction, 0.0)
     s = networks.batched("semantic_encoder", editor.encode_semantics, reconstruction)
+    readable = torch.isfinite(s).all(1)
+    s = torch.where(readable[:, None], s, 0.5)
     prepared = prepare_all(editor, codes, s, config.micro_batch)
     count_call(networks.calls, "flow", -(-len(codes) // config.micro_batch))
     whole = to_tensor(crops) if crops is not None and config.carry_residual else None
     images = reconstruction if whole is None else whole
-    readable = torch.isfinite(s).all(1)
     lost = tuple(
         "the latent holds numbers that are not finite"
         if not ok

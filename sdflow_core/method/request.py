@@ -25,10 +25,11 @@ def checked_target(value: Any) -> float | str:
             sign, because +0.3 as a number is the score 0.3.
 
     Returns:
-        A float, or `flip`, or the change in its shortest spelling: one request has one text.
+        A float, or `flip`, or the change in its shortest spelling with at most six decimals: one request has
+        one text.
 
     Raises:
-        ValueError: Anything else; also a change of nothing, or of more than 1.
+        ValueError: Anything else; also a change of nothing (to six decimals), or of more than 1.
 
     Example:
         >>> checked_target(1), checked_target("+.30"), checked_target("flip")
@@ -37,9 +38,12 @@ def checked_target(value: Any) -> float | str:
     if value == "flip":
         return "flip"
     if isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0:
-        return float(value)
-    if isinstance(value, str) and re.fullmatch(_CHANGE, value) and 0.0 < abs(float(value)) <= 1.0:
-        return f"{float(value):+g}"
+        return float(value) + 0.0  # -0.0 is 0.0
+    if isinstance(value, str) and re.fullmatch(_CHANGE, value) and abs(float(value)) <= 1.0:
+        # never an exponent: "+1e-05" would be read as a score
+        text = f"{float(value):+.6f}".rstrip("0").rstrip(".")
+        if float(text) != 0.0:
+            return text
     raise ValueError("expected a score in [0, 1], or flip, or a change such as '+0.3' or '-0.2'")
 
 

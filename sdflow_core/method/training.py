@@ -213,7 +213,9 @@ def _identity(
 ) -> str:
     """Hash of all that determines the result: a checkpoint is never continued with anything else."""
     document = config.model_dump(mode="json", exclude={"checkpoint_every"})  # does not change the editor
-    digest = hashlib.sha256(json.dumps([document, more], sort_keys=True).encode())
+    networks = list(networks)
+    names = [_names(network) for network in networks]
+    digest = hashlib.sha256(json.dumps([document, names, more], sort_keys=True).encode())
     weights = [value for net in networks for _, value in sorted(net.state_dict().items())]
     for tensor in [*tensors, *weights]:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())

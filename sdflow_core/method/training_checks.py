@@ -59,7 +59,9 @@ def check_scores(scores: Tensor, rows: int, names: tuple[str, ...]) -> None:
     check_score_values(scores, names)
 
 
-def check_score_values(scores: Tensor, names: tuple[str, ...], first: int = 0) -> None:
+def check_score_values(
+    scores: Tensor, names: tuple[str, ...], first: int = 0, what: str = "scores to train on"
+) -> None:
     """Part of `check_scores` for one batch of rows, the first of which has this number.
 
     Raises:
@@ -69,7 +71,7 @@ def check_score_values(scores: Tensor, names: tuple[str, ...], first: int = 0) -
     if bool(outside.any()):
         row, column = (int(value) for value in outside.nonzero()[0])
         raise ContractError(
-            "scores to train on",
+            what,
             expected="values in [0, 1]",
             found=float(scores[row, column]),
             where=f"row {first + row}, attribute {names[column]}",
@@ -101,12 +103,20 @@ def check_classes(present: Tensor, rows: int, names: tuple[str, ...]) -> None:
         )
 
 
-def check_batch(rows: int, batch: int | None) -> None:
-    """Raise ContractError where there are fewer rows than a batch."""
-    if batch is not None and rows < batch:
+def check_batch(rows: int, batch: int | None, held_out: int = 0) -> None:
+    """Raise ContractError where there are fewer rows than a batch.
+
+    Args:
+        rows: That can be trained on.
+        batch: Rows a step; None: what there is, at least one.
+        held_out: Rows that early stopping keeps beside them.
+    """
+    least = batch or 1
+    if rows < least:
+        beside = f", beside {held_out} that early stopping holds out" if held_out else ""
         raise ContractError(
             "fewer rows than a batch",
-            expected=f"at least {batch} rows",
+            expected=f"at least {least} rows{beside}",
             found=rows,
             where="batch",
             todo="add rows (more prior samples), or lower `batch` of the training",

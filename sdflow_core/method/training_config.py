@@ -20,7 +20,7 @@ class EarlyStopping(Config):
     """When a principal flow that no longer improves stops, before its steps are used up.
 
     The best state on the held-out rows is kept, the closed form among them. The result depends on inputs and
-    configuration only. Off by default.
+    configuration only. On by default.
 
     Attributes:
         held_out: Share of the surveyed rows (at most 8,192) that is never trained on.

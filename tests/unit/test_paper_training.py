@@ -47,7 +47,9 @@ class World:
         # numbers of a row go together: there is something to learn
         self.codes = 2.0 + 0.5 * torch.randn(40, 6, 1) + 0.1 * torch.randn(40, 6, 4)
         with torch.no_grad():
-            self.scores = self.labeller.scores(self.generator.synthesize(self.codes).clamp(-1, 1))
+            read = self.labeller.scores(self.generator.synthesize(self.codes).clamp(-1, 1))
+        # an untrained labeller says nearly the same of all: half of the rows shall have each attribute
+        self.scores = (read - read.quantile(0.5, dim=0) + 0.5).clamp(0.0, 1.0)
 
     def inputs(self) -> tuple[Tensor, Tensor, nn.Module, nn.Module]:
         return self.codes, self.scores, self.generator, self.labeller
@@ -206,18 +208,31 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(world: World) -> No
     assert all(bool(torch.isfinite(value).all()) for value in saved["flow"].values())
 
 
-@pytest.mark.parametrize("what", ["nan code", "score outside", "other attributes", "less than a batch"])
+@pytest.mark.parametrize(
+    "what", ["nan code", "score outside", "other attributes", "less than a batch", "one class", "one code"]
+)
 def test_bad_input_is_named(world: World, what: str) -> None:
     codes, scores, generator, labeller = world.inputs()
     codes, scores = codes.clone(), scores.clone()
-    said = {"nan code": "rows \\[4\\]", "score outside": "row 2, b", "other attributes": "scores to train on"}
+    said = {
+        "nan code": "row 4",
+        "score outside": "row 2, attribute b",
+        "other attributes": "scores to train on",
+        "less than a batch": "at least 6 rows",
+        "one class": "labels of one class only.*b: 0 with",
+        "one code": "codes that differ",
+    }
     if what == "nan code":
         codes[4, 1, 1] = math.nan
     elif what == "score outside":
         scores[2, 1] = 1.5
     elif what == "other attributes":
         scores = scores[:, :1]
+    elif what == "one class":
+        scores[:, 1] = 0.2
+    elif what == "one code":
+        codes[:] = codes[:1].clone()
     else:
         codes, scores = codes[:5], scores[:5]
-    with pytest.raises(ContractError, match=said.get(what, "batch of 6")):
+    with pytest.raises(ContractError, match=said[what]):
         train_paper(codes, scores, generator, labeller, _config())
