@@ -49,7 +49,8 @@ def chosen(asked: str) -> list[Row]:
         KeyError: Neither a group nor a row.
     """
     out: list[Row] = []
-    for word in (part.strip() for part in asked.split(";" if ";" in asked else ",") if part.strip()):
+    alone = any(row.name == asked.strip() for row in ROWS)  # names hold commas
+    for word in (part.strip() for part in asked.split(";" if ";" in asked or alone else ",") if part.strip()):
         found = [row for row in ROWS if word in (row.group, row.name)]
         if not found:
             raise KeyError(word)

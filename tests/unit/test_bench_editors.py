@@ -206,6 +206,7 @@ def test_agreement_of_requests() -> None:
 def test_rows_are_chosen_by_group_or_name() -> None:
     assert {row.group for row in chosen("top")} == {"top"}
     assert [row.name for row in chosen("linear, projected;ours: flow")] == ["linear, projected", "ours: flow"]
+    assert [row.name for row in chosen("linear, projected")] == ["linear, projected"]
     with pytest.raises(KeyError):
         chosen("best")
 
