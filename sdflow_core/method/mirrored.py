@@ -87,7 +87,7 @@ def classical(ends: Sequence[float], stages: Sequence[int] | None = None) -> Mir
 
     Example:
         >>> scheme = classical([0.5, 1.0])
-        >>> len(scheme.times), scheme.mirror, float(scheme.outer.sum())
+        >>> len(scheme.times), scheme.mirror, round(float(scheme.outer.sum()), 9)
         (8, (7, 6, 5, 4, 4, 2, 1, 0), 1.0)
         >>> len(classical([0.6, 1.0], (4, 3)).times)
         7
