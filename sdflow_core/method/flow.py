@@ -5,7 +5,6 @@ dy/dt = f(y, s, t), y(0) = whitened w+, y(T) = z ~ N(0, I)   (arXiv 2309.05314, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sdflow_core.method.field import PAPER_FIELD, ConcatSquashField, FieldConfig
+from sdflow_core.method.flow_laws import base_log_density, require_fit
 from sdflow_core.method.solvers import REFERENCE, Evaluations, SolverConfig, integrate
 from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError
@@ -221,23 +221,10 @@ class ConditionalFlow(nn.Module):
         if divergence == "hutchinson" and probe is None:
             probe = rademacher(w_plus, torch.Generator().manual_seed(0))
         z, log_det = self.base_and_log_det(w_plus, s, divergence, probe=probe, solver=solver)
-        size = self.rows * self.dim
-        return -0.5 * z.flatten(1).square().sum(1) - 0.5 * size * math.log(2 * math.pi) + log_det
+        return base_log_density(z) + log_det
 
     def _check(self, codes: Tensor, s: Tensor) -> None:
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != (self.rows, self.dim):
-            raise ContractError(
-                "latents do not fit the flow",
-                expected=f"[B, {self.rows}, {self.dim}]",
-                found=list(codes.shape),
-                todo="use latents made by the encoder this editor was trained on",
-            )
-        if tuple(s.shape) != (codes.shape[0], self.attributes):
-            raise ContractError(
-                "attributes do not fit the flow",
-                expected=f"[{codes.shape[0]}, {self.attributes}]",
-                found=list(s.shape),
-            )
+        require_fit(codes, s, self.rows, self.dim, self.attributes)
 
 
 @dataclass(frozen=True)

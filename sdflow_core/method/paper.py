@@ -11,13 +11,13 @@ path).
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sdflow_core.method.flow_laws import base_log_density, require_fit
 from sdflow_core.method.paper_layers import Cnf, HyperNet, MovingBatchNorm
 from sdflow_core.method.solvers import REFERENCE, Evaluations, SolverConfig, integrate
 from sdflow_core.records.config import Config
@@ -296,27 +296,9 @@ class PaperFlow(nn.Module):
         return out, rows.sum(dim=(1, 2)) + (-constant if reverse else constant)
 
     def _check(self, codes: Tensor, s: Tensor) -> None:
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != (self.rows, self.dim):
-            raise ContractError(
-                "latents do not fit the flow",
-                expected=f"[B, {self.rows}, {self.dim}]",
-                found=list(codes.shape),
-                todo="use latents made by the encoder this editor was trained on",
-            )
-        if tuple(s.shape) != (codes.shape[0], self.attributes):
-            raise ContractError(
-                "attributes do not fit the flow",
-                expected=f"[{codes.shape[0]}, {self.attributes}]",
-                found=list(s.shape),
-            )
+        require_fit(codes, s, self.rows, self.dim, self.attributes)
 
     def _check_probe(self, codes: Tensor, probe: Tensor | None) -> None:
         if probe is None or probe.shape != codes.shape:
             found = None if probe is None else list(probe.shape)
             raise ContractError("probe of the Hutchinson estimator", expected=list(codes.shape), found=found)
-
-
-def base_log_density(z: Tensor) -> Tensor:
-    """log N(z; 0, I) of whole codes [B, L, D] -> [B] in nats."""
-    flat = z.flatten(1)
-    return -0.5 * flat.square().sum(1) - 0.5 * flat.shape[1] * math.log(2 * math.pi)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from sdflow_core.method.paper import base_log_density
+from sdflow_core.method.flow_laws import base_log_density
 from sdflow_core.records.config import Config
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sdflow_core.method.closed_form import principal_directions, shrunk_slopes
 from sdflow_core.method.condition import features
+from sdflow_core.method.flow_laws import base_log_density, require_fit
 from sdflow_core.method.residual_field import ResidualField
 from sdflow_core.method.solvers import Evaluations, SolverConfig, integrate
 from sdflow_core.records.config import Config
@@ -304,23 +305,10 @@ class PrincipalFlow(nn.Module):
             # normal, not signs: only for a normal probe is its part along the directions one of unit variance
             probe = torch.randn(w_plus.shape, generator=torch.Generator().manual_seed(0)).to(w_plus)
         z, log_det = self.base_and_log_det(w_plus, s, divergence, probe=probe, solver=solver)
-        size = self.rows * self.dim
-        return -0.5 * z.flatten(1).square().sum(1) - 0.5 * size * math.log(2 * math.pi) + log_det
+        return base_log_density(z) + log_det
 
     def _check(self, codes: Tensor, s: Tensor) -> None:
-        if codes.ndim != 3 or tuple(codes.shape[1:]) != (self.rows, self.dim):
-            raise ContractError(
-                "latents do not fit the flow",
-                expected=f"[B, {self.rows}, {self.dim}]",
-                found=list(codes.shape),
-                todo="use latents made by the encoder this editor was trained on",
-            )
-        if tuple(s.shape) != (codes.shape[0], self.attributes):
-            raise ContractError(
-                "attributes do not fit the flow",
-                expected=f"[{codes.shape[0]}, {self.attributes}]",
-                found=list(s.shape),
-            )
+        require_fit(codes, s, self.rows, self.dim, self.attributes)
 
 
 def _with_one(phi: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdflow_core.method.paper import PaperFlow, PaperFlowConfig, base_log_density
+from sdflow_core.method.flow_laws import base_log_density
+from sdflow_core.method.paper import PaperFlow, PaperFlowConfig
 from sdflow_core.method.paper_layers import MovingBatchNorm
 from sdflow_core.method.paper_objective import nll_of_base, raw_closeness
 from sdflow_core.method.solvers import Evaluations, SolverConfig
