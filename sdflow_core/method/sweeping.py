@@ -26,7 +26,7 @@ Bools = NDArray[np.bool_]
 # tried in turn until nearly all edits succeed
 _TRIED = (0.25, 0.5, 0.75, 1.0, 1.4, 2.0, 3.0, 4.5)
 _ENOUGH = 0.97
-_BEYOND = (1.4, 2.4)  # a judge may ask for more than the labeller does
+_BEYOND = (1.5, 3.0)  # a judge may ask for more than the labeller does
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def find_strengths(
 
     Returns:
         [A, len(levels) + 3] ascending: one for each level, the first tried where 97 % succeed (or the
-        largest tried), and 1.4 and 2.4 times that.
+        largest tried), and 1.5 and 3 times that.
     """
     before = score(render(codes))
     out: list[list[float]] = []
