@@ -242,6 +242,16 @@ class WorldWitness:
         """Yes: n is the identity."""
         return True
 
+    @property
+    def further(self) -> int:
+        """None: the labeller knows just what is edited."""
+        return 0
+
+    def beside(self, rows: Tensor, w_plus: Tensor) -> Tensor:
+        """Row numbers [b] -> scores [b, 0]."""
+        del w_plus
+        return torch.zeros(len(rows), 0)
+
     def describe(self, rows: Tensor, w_plus: Tensor | None = None) -> Tensor:
         """Row numbers [b] -> unit embeddings [b, 24]; the codes are those of the training set."""
         del w_plus

@@ -43,12 +43,16 @@ def small_labeller() -> Labeller:
 
 class Glance:
     knows_people = True
+    further = 1
+
+    def beside(self, rows: Tensor, w_plus: Tensor) -> Tensor:
+        return torch.sigmoid(w_plus.flatten(1)[:, 2:3])
 
     def describe(self, rows: Tensor, w_plus: Tensor) -> Tensor:
         return torch.nn.functional.normalize(w_plus.flatten(1)[:, -6:], dim=1)
 
     def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor | None]:
-        return torch.sigmoid(w_plus.flatten(1)[:, :2]), self.describe(torch.zeros(0), w_plus)
+        return torch.sigmoid(w_plus.flatten(1)[:, :3]), self.describe(torch.zeros(0), w_plus)
 
 
 class Slot:

@@ -90,8 +90,14 @@ class Readers(nn.Module):
 
 
 def attribute_loss(read: Tensor, scores: Tensor) -> Tensor:
-    """Readers' phi [E, B, A] against scores [B, A] in [0, 1]: Huber loss in phi, where an edit is aimed."""
-    return F.smooth_l1_loss(read, features(scores).expand_as(read), beta=0.5)
+    """Readers' phi [E, B, A] against scores [B, A] in [0, 1]: Huber loss in phi, where an edit is aimed.
+
+    Scores that nobody knows are NaN and have no part in it.
+    """
+    known = ~scores.isnan()
+    wanted = features(torch.where(known, scores, torch.full_like(scores, 0.5)))
+    error = F.smooth_l1_loss(read, wanted.expand_as(read), beta=0.5, reduction="none")
+    return (error * known).sum() / (known.sum() * len(read)).clamp_min(1)
 
 
 def identity_loss(read: Tensor, embeddings: Tensor) -> Tensor:
@@ -121,7 +127,7 @@ def advance_readers(
         readers: To be taught.
         optimizer: Of their parameters.
         x: [B, K].
-        wanted: Scores [B, A] (kind `attributes`) or unit embeddings [B, F] (kind `identity`).
+        wanted: Scores [B, A], NaN where unknown (kind `attributes`), or unit embeddings [B, F] (kind `identity`).
         kind: Which loss.
         config: Noise and rate.
         rng: CPU generator of the noise.

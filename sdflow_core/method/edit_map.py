@@ -36,6 +36,9 @@ class EditMapConfig(Config):
         aim: Weight: the attributes asked for, in phi, by all attribute readers.
         hold: Weight: the attributes that were not to change, in phi, against what the same readers see in the
             source.
+        beside: Weight: all further attributes that the labeller knows, held likewise. Where the world makes
+            two attributes go together (age and grey hair), readers of both can tell them apart and the codes'
+            statistics cannot.
         identity: Weight: 1 - cosine of the identity embeddings read from edit and source; 0 where no identity
             network was at hand.
         kept: Weight: mean square change of z(w, s) a principal number.
@@ -56,6 +59,7 @@ class EditMapConfig(Config):
     learning_rate: float = Field(default=1e-3, gt=0)
     aim: float = Field(default=1.0, ge=0)
     hold: float = Field(default=3.0, ge=0)
+    beside: float = Field(default=3.0, ge=0)
     identity: float = Field(default=6.0, ge=0)
     kept: float = Field(default=10.0, ge=0)
     kept_solver: SolverConfig = SolverConfig(method="midpoint", steps=2)
@@ -152,12 +156,12 @@ def map_terms(
     changed: Tensor,
     z: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms the map is taught by: `aim`, `hold`, `identity`, `kept`; each a scalar, unweighted.
+    """The terms the map is taught by: `aim`, `hold`, `beside`, `identity`, `kept`; each a scalar, unweighted.
 
     Args:
         edit_map: The map.
         flow: Trained, not changed.
-        attributes: Readers of phi.
+        attributes: Readers of phi [.., A], further attributes that the labeller knows behind them.
         identity: Readers of the identity embedding, if any.
         a: Principal numbers [B, K] of the codes.
         phi: phi(s) [B, A].
@@ -170,9 +174,10 @@ def map_terms(
     after = a + straight + edit_map.along(a, phi, phi_after)
     x, y = a / edit_map.scale, after / edit_map.scale
     terms: dict[str, Tensor] = {}
-    read_after = attributes(y)
+    count = phi.shape[1]
+    read_after, beside_after = attributes(y).tensor_split([count], dim=-1)
     with torch.no_grad():
-        read = attributes(x)
+        read, beside = attributes(x).tensor_split([count], dim=-1)
     if goal.aim > 0:
         wanted = phi_after.expand_as(read_after)
         error = F.smooth_l1_loss(read_after, wanted, beta=0.5, reduction="none")
@@ -180,6 +185,8 @@ def map_terms(
     if goal.hold > 0:
         error = F.smooth_l1_loss(read_after, read, beta=0.5, reduction="none")
         terms["hold"] = (error * (1.0 - changed)).sum(-1).mean()
+    if goal.beside > 0 and beside.shape[-1]:
+        terms["beside"] = F.smooth_l1_loss(beside_after, beside, beta=0.5, reduction="none").sum(-1).mean()
     if goal.identity > 0 and identity is not None:
         with torch.no_grad():
             person = identity(x)

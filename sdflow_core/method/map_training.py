@@ -36,9 +36,10 @@ STAGES = (
     "identity again",
     "map again",
 )
-_TERMS = ("aim", "hold", "identity", "kept")
+_TERMS = ("aim", "hold", "beside", "identity", "kept")
 _CLIP = 1.0
 _CHUNK = 16  # pictures a step of the stages that look at pictures
+_SCORED = 256  # pictures a step whose further attributes are read, at least: the labeller is quick
 
 
 class Witness(Protocol):
@@ -49,13 +50,22 @@ class Witness(Protocol):
         """Whether there is an identity network: without one nothing is embedded."""
         ...
 
+    @property
+    def further(self) -> int:
+        """C: how many attributes the labeller knows beside those that are edited."""
+        ...
+
     def describe(self, rows: Tensor, w_plus: Tensor) -> Tensor:
         """Row numbers [b] of the training set and their codes -> unit embeddings [b, F] of their pictures."""
         ...
 
+    def beside(self, rows: Tensor, w_plus: Tensor) -> Tensor:
+        """Row numbers [b] of the training set and their codes -> scores [b, C] of the further attributes."""
+        ...
+
     def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Codes [b, L, D] -> labeller's scores [b, A] of their renderings and, with `knows_people`, unit
-        embeddings [b, F]."""
+        """Codes [b, L, D] -> labeller's scores [b, A + C] of their renderings, the further ones last, and,
+        with `knows_people`, unit embeddings [b, F]."""
         ...
 
 
@@ -91,7 +101,9 @@ class MapTraining:
         with torch.no_grad():
             along = torch.cat([flow.along(part.to(self.device).float()) for part in codes.split(4096)])
         # rows 0 .. N - 1 are the training set, further ones what the map drew of its first rows
-        self.along, self.scores = along, scores.float().to(self.device)
+        further = _further(config, witness)
+        unknown = torch.full((len(codes), further), torch.nan)
+        self.along, self.scores = along, torch.cat([scores.float().cpu(), unknown], dim=1).to(self.device)
         self.embeddings: Tensor | None = None
         size, attributes = along.shape[1], scores.shape[1]
         readers = config.readers
@@ -99,7 +111,11 @@ class MapTraining:
             torch.manual_seed(seed + 1)
             self.map = EditMap(size, attributes, config)
             self.attributes = Readers(
-                readers.attribute_readers, size, attributes, readers.width, linear=readers.linear_readers
+                readers.attribute_readers,
+                size,
+                attributes + further,
+                readers.width,
+                linear=readers.linear_readers,
             )
             self.identity = Readers(readers.identity_readers, size, readers.embedding, readers.width)
         std = along.std(0) if len(along) > 1 else torch.ones_like(flow.spread)
@@ -126,7 +142,9 @@ class MapTraining:
         first = max(1, mapping // 3) if looked else mapping
         again = max(1, reading // 2) if looked else 0
         return {
-            "describe": math.ceil(described / _CHUNK),
+            "describe": max(
+                math.ceil(described / _CHUNK), math.ceil(count / _SCORED) if _further(config, witness) else 0
+            ),
             "attributes": reading,
             "identity": reading if described else 0,
             "map": first,
@@ -180,25 +198,39 @@ class MapTraining:
         return losses
 
     def _describe(self, done: int) -> dict[str, float]:
-        """Embed the pictures of some training rows."""
+        """Embed the pictures of some training rows, and read the further attributes of some more."""
         assert self.witness is not None
-        rows = torch.arange(done * _CHUNK, min((done + 1) * _CHUNK, self.described))
-        self._keep(self.witness.describe(rows * self.stride, self.codes[rows]))
+        rows = torch.arange(self.described)[done * _CHUNK : (done + 1) * _CHUNK]
+        if len(rows):
+            self._keep(self.witness.describe(rows * self.stride, self.codes[rows]))
+        if self.scores.shape[1] > self.map.attributes:
+            share = math.ceil(len(self.codes) / self.lengths["describe"])
+            rows = torch.arange(len(self.codes))[done * share : (done + 1) * share]
+            if len(rows):
+                found = self.witness.beside(rows * self.stride, self.codes[rows])
+                self.scores[rows.to(self.device), self.map.attributes :] = found.to(self.scores)
         return {}
+
+    @property
+    def _own(self) -> Tensor:
+        """Scores [N, A] of the training set, those that are edited."""
+        return self.scores[: len(self.codes), : self.map.attributes]
 
     @torch.no_grad()
     def _look(self, done: int) -> dict[str, float]:
         """Render edits of some training rows, and see what they really show: the readers learn from it."""
         assert self.witness is not None
         rows = torch.arange(done * _CHUNK, min((done + 1) * _CHUNK, self.looked))
-        phi = features(self.scores[rows.to(self.device)])
+        phi = features(self._own[rows.to(self.device)])
         wanted, changed = wanted_features(phi, self.config, self.rng)
         codes = self.map(self.flow, self.codes[rows].to(self.device).float(), phi, wanted)
         scores, known = self.witness.look(codes)
-        scores = scores.to(self.device)
+        scores = scores.to(self.device)[:, : self.scores.shape[1]]
         self.along = torch.cat([self.along, self.flow.along(codes)])
         self.scores = torch.cat([self.scores, scores])
-        error = ((features(scores) - wanted.clamp(-1.95, 1.95)).abs() * changed).sum() / changed.sum()
+        error = (
+            (features(scores[:, : self.map.attributes]) - wanted.clamp(-1.95, 1.95)).abs() * changed
+        ).sum() / changed.sum()
         losses = {"looked_aim": float(error)}
         if self.embeddings is not None and known is not None:
             before = self.embeddings[rows.to(self.device)]
@@ -244,7 +276,7 @@ class MapTraining:
     def _teach_map(self, factor: float) -> dict[str, float]:
         config = self.config
         rows = torch.randint(len(self.codes), (config.batch,), generator=self.rng).to(self.device)
-        phi = features(self.scores[rows])
+        phi = features(self._own[rows])
         wanted, changed = wanted_features(phi, config, self.rng)
         people = self.identity if self.described else None
         for part in (self.attributes, self.identity):
@@ -282,7 +314,7 @@ class MapTraining:
             return None
         if self._bases is None:
             count, solver = len(self.codes), self.config.kept_solver
-            pairs = zip(self.along[:count].split(1024), self.scores[:count].split(1024), strict=True)
+            pairs = zip(self.along[:count].split(1024), self._own.split(1024), strict=True)
             self._bases = torch.cat([self.flow.base_along(a, features(s), solver) for a, s in pairs])
         return self._bases[rows]
 
@@ -292,6 +324,7 @@ class MapTraining:
             "step": self.step,
             "drawn": self.along[len(self.codes) :],
             "scores": self.scores[len(self.codes) :],
+            "further": self.scores[: len(self.codes), self.map.attributes :],
             "embeddings": self.embeddings,
             "map": self.map.state_dict(),
             "attributes": self.attributes.state_dict(),
@@ -307,6 +340,7 @@ class MapTraining:
         count = len(self.codes)
         self.along = torch.cat([self.along[:count], saved["drawn"].to(self.device)])
         self.scores = torch.cat([self.scores[:count], saved["scores"].to(self.device)])
+        self.scores[:count, self.map.attributes :] = saved["further"].to(self.device)
         known = saved["embeddings"]
         self.embeddings = None if known is None else known.to(self.device)
         self.map.load_state_dict(saved["map"])
@@ -330,6 +364,11 @@ def _pictures(config: EditMapConfig, count: int, flow_steps: int, witness: Witne
     described, looked = config.pictures_of(flow_steps)
     described = min(described, count) if witness.knows_people and config.identity > 0 else 0
     return described, min(looked, described or count)
+
+
+def _further(config: EditMapConfig, witness: Witness | None) -> int:
+    """C, further attributes that are held; 0 where nobody can say them, or nobody wants to."""
+    return 0 if witness is None or config.beside <= 0 else witness.further
 
 
 def _schedule(step: int, steps: int, warm_up: int = 20) -> float:

@@ -28,6 +28,13 @@ class PictureWitness:
         self, networks: Networks, images: Tensor | None, attributes: Sequence[int], threads: int = 2
     ) -> None:
         self.networks, self.images, self.index, self.threads = networks, images, list(attributes), threads
+        known = len(networks.bundle.attributes)
+        self._further = [column for column in range(known) if column not in self.index]
+
+    @property
+    def further(self) -> int:
+        """See `Witness.further`."""
+        return len(self._further)
 
     @property
     def knows_people(self) -> bool:
@@ -44,10 +51,18 @@ class PictureWitness:
             return self._embed(to_uint8(self.networks.render(w_plus)))
         return self._embed(self.images[rows].permute(0, 2, 3, 1).contiguous().numpy())
 
+    def beside(self, rows: Tensor, w_plus: Tensor) -> Tensor:
+        """See `Witness.beside`."""
+        if self.images is None:
+            images = self.networks.render(w_plus)
+        else:
+            images = self.images[rows].float() / 127.5 - 1.0
+        return self.networks.scores(images)[:, self._further]
+
     def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Witness.look`."""
         images = self.networks.render(w_plus)
-        scores = self.networks.scores(images)[:, self.index]
+        scores = self.networks.scores(images)[:, self.index + self._further]
         return scores, self._embed(to_uint8(images)) if self.knows_people else None
 
     def _embed(self, images: Pixels) -> Tensor:

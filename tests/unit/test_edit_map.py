@@ -50,8 +50,9 @@ def flow() -> PrincipalFlow:
 class Glance:
     """A witness of pictures that are their codes: it knows what it saw and how often it was asked."""
 
-    def __init__(self, *, knows_people: bool = True) -> None:
+    def __init__(self, *, knows_people: bool = True, further: int = 0) -> None:
         self.knows_people, self.described, self.looked = knows_people, list[int](), 0
+        self.further, self.scored = further, list[int]()
         self.eyes = torch.randn(ROWS * DIM, 6, generator=torch.Generator().manual_seed(4))
 
     def person(self, w_plus: Tensor) -> Tensor:
@@ -62,9 +63,14 @@ class Glance:
         self.described += rows.tolist()
         return self.person(w_plus)
 
+    def beside(self, rows: Tensor, w_plus: Tensor) -> Tensor:
+        assert torch.equal(w_plus, people()[0][rows])
+        self.scored += rows.tolist()
+        return torch.sigmoid(w_plus.flatten(1)[:, ATTRIBUTES : ATTRIBUTES + self.further])
+
     def look(self, w_plus: Tensor) -> tuple[Tensor, Tensor | None]:
         self.looked += len(w_plus)
-        scores = torch.sigmoid(w_plus.flatten(1)[:, :ATTRIBUTES])
+        scores = torch.sigmoid(w_plus.flatten(1)[:, : ATTRIBUTES + self.further])
         return scores, self.person(w_plus) if self.knows_people else None
 
 
@@ -223,3 +229,32 @@ def test_identity_loss_is_the_angle() -> None:
     unit = torch.tensor([[1.0, 0.0]])
     read: Any = torch.tensor([[[2.0, 0.0]], [[0.0, 3.0]]])
     assert abs(float(identity_loss(read, unit)) - 0.5) < 1e-6
+
+
+def test_attributes_that_are_not_edited_are_read_and_held(flow: PrincipalFlow) -> None:
+    """What two further attributes cost, in the same readers, with and without the term that holds them."""
+    witness = Glance(further=2)
+    readers = ReaderConfig(width=32, steps=200, batch=64, embedding=6)
+    shared: dict[str, Any] = {"readers": readers, "width": 32, "blocks": 1, "steps": 300, "identity": 0.0}
+    shared |= {"looked_at": 64, "identity_rows": 64}
+    moved: dict[float, float] = {}
+    for weight in (0.0, 10.0):
+        teaching = training(flow, EditMapConfig(beside=weight, **shared), witness)
+        edit_map = teaching.run(lambda losses: None)
+        assert teaching.attributes.third.shape[-1] == ATTRIBUTES + (2 if weight else 0)
+        w, s = people(200, seed=5)
+        phi = features(s)
+        with torch.no_grad():
+            after = edit_map(flow, w, phi, phi + torch.tensor([1.0, 0.0]))
+        beside = slice(ATTRIBUTES, ATTRIBUTES + 2)
+        moved[weight] = float((after - w).flatten(1)[:, beside].abs().mean())
+    assert sorted(witness.scored) == list(range(PEOPLE))
+    assert moved[10.0] < 0.8 * moved[0.0]
+
+
+def test_scores_that_nobody_knows_teach_nothing() -> None:
+    read = torch.randn(3, 4, 2)
+    scores = torch.full((4, 2), torch.nan)
+    assert attribute_loss(read, scores) == 0
+    scores[:, 0] = 0.3
+    assert torch.allclose(attribute_loss(read, scores), attribute_loss(read[..., :1], scores[:, :1]))

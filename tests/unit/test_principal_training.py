@@ -320,6 +320,7 @@ def test_the_product_s_witness_sees_each_picture_by_itself() -> None:
 
         class bundle:
             identity, template_scale = "digest", 0.7
+            attributes = tuple("abcdef")
 
         @staticmethod
         def render(w_plus: Tensor) -> Tensor:
@@ -341,8 +342,11 @@ def test_the_product_s_witness_sees_each_picture_by_itself() -> None:
     codes = torch.randn(5, 6, 4)
     witness = PictureWitness(networks, None, [4, 0])
     scores, known = witness.look(codes)
-    assert scores.shape == (5, 2) and known is not None and known.shape == (5, 6)
-    assert torch.equal(scores, Networks.scores(Networks.render(codes))[:, [4, 0]])
+    assert scores.shape == (5, 6) and known is not None and known.shape == (5, 6)
+    seen = Networks.scores(Networks.render(codes))
+    assert torch.equal(scores, seen[:, [4, 0, 1, 2, 3, 5]])  # those that are edited first
+    assert witness.further == 4
+    assert torch.equal(witness.beside(torch.arange(5), codes), seen[:, [1, 2, 3, 5]])
     described = witness.describe(torch.arange(5), codes)
     assert torch.equal(described, known)
     assert torch.equal(witness.describe(torch.tensor([3]), codes[3:4])[0], known[3])
@@ -350,5 +354,7 @@ def test_the_product_s_witness_sees_each_picture_by_itself() -> None:
     assert torch.equal(
         PictureWitness(networks, pictures, [0]).describe(torch.tensor([3, 1]), codes), known[[3, 1]]
     )
+    read = PictureWitness(networks, pictures, [4, 0]).beside(torch.tensor([3, 1]), codes)
+    assert torch.allclose(read, seen[[3, 1]][:, [1, 2, 3, 5]], atol=2 / 255)
     Networks.bundle.identity = None  # pyright: ignore
     assert witness.look(codes)[1] is None
