@@ -127,7 +127,8 @@ def advance_readers(
         readers: To be taught.
         optimizer: Of their parameters.
         x: [B, K].
-        wanted: Scores [B, A], NaN where unknown (kind `attributes`), or unit embeddings [B, F] (kind `identity`).
+        wanted: Scores [B, A], NaN where unknown (kind `attributes`), or unit embeddings [B, F] (kind
+            `identity`).
         kind: Which loss.
         config: Noise and rate.
         rng: CPU generator of the noise.
