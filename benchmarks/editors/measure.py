@@ -13,7 +13,7 @@ from benchmarks.editors.material import HeldOut, Material
 from benchmarks.editors.observers import Observers
 from sdflow_core.faces.recognizer import CropRecognizer
 from sdflow_core.method.editor import Editor
-from sdflow_core.method.sweeping import Sweep, edit_cost, find_strengths, join_sweeps, sweep
+from sdflow_core.method.sweeping import BEYOND, Sweep, edit_cost, find_strengths, join_sweeps, sweep
 
 _COST_BATCH = 32
 _REFERENCE = 1000
@@ -31,7 +31,9 @@ def strengths_of(material: Material, editor: Editor, digest: str) -> NDArray[np.
         ]
         return {"strengths": np.concatenate(found)}
 
-    kept = material.keep("strengths", compute, editor=digest, pick=budget.pick, attributes=names)
+    kept = material.keep(
+        "strengths", compute, editor=digest, pick=budget.pick, attributes=names, beyond=BEYOND
+    )
     return kept["strengths"]
 
 

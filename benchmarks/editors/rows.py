@@ -213,7 +213,7 @@ ROWS: tuple[Row, ...] = (
     Row(OURS, _ours, "top", ("flow_steps",)),
     *(
         Row(f"map without {term}", _map_without(term), "ablation", ("flow_steps",))
-        for term in ("aim", "hold", "identity", "kept")
+        for term in ("aim", "hold", "beside", "identity", "kept")
     ),
     *(
         Row(f"published, {name}", _published(ABLATIONS[name], name), "ablation", _PAPER)

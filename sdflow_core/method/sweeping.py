@@ -18,7 +18,7 @@ from torch import Tensor
 from sdflow_core.method.editor import Editor
 from sdflow_core.records.errors import ContractError
 
-__all__ = ["Observer", "Sweep", "find_strengths", "flip_targets", "join_sweeps", "sweep"]
+__all__ = ["BEYOND", "Observer", "Sweep", "find_strengths", "flip_targets", "join_sweeps", "sweep"]
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -26,7 +26,7 @@ Bools = NDArray[np.bool_]
 # tried in turn until nearly all edits succeed
 _TRIED = (0.25, 0.5, 0.75, 1.0, 1.4, 2.0, 3.0, 4.5)
 _ENOUGH = 0.97
-_BEYOND = (1.5, 3.0)  # a judge may ask for more than the labeller does
+BEYOND = (1.5, 3.0)  # a judge may ask for more than the labeller does
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def find_strengths(
                     break
             last = tried[-1]
             found = [float(np.interp(level, reached, tried)) for level in levels]
-            chosen = [*found, last, *(factor * last for factor in _BEYOND)]
+            chosen = [*found, last, *(factor * last for factor in BEYOND)]
             for i in range(1, len(chosen)):  # levels that were not told apart
                 chosen[i] = max(chosen[i], chosen[i - 1] * 1.02)
             out.append(chosen)
