@@ -9,6 +9,7 @@ __all__ = ["Budget", "refused", "shown"]
 OPCODES = 500_000  # of pickles; the largest training checkpoints of the known families have about 50,000
 TEXT_BYTES = 32 * 2**20  # names, options and the source text that NVIDIA's pickles carry
 RAW_BYTES = 16 * 2**20  # byte strings that are no tensor
+VALUES = 1_000_000  # of lists that are written a second time, as sets and dicts
 EXPANDED = 2**24  # elements of tensors that are larger than what is stored for them (stride 0)
 SLACK_BYTES = 64 * 2**20  # tensors may share memory: four times the file, and this
 
@@ -31,7 +32,9 @@ def shown(value: object, most: int = 80) -> str:
     return type(value).__name__
 
 
-def refused(where: str, reason: str, *, expected: str | None = None, todo: str | None = None) -> ContractError:
+def refused(
+    where: str, reason: str, *, expected: str | None = None, todo: str | None = None
+) -> ContractError:
     """The one way in which a weight file is turned away: the file and the reason are named."""
     return ContractError(
         "a weight file that is refused",
@@ -55,6 +58,7 @@ class Budget:
         self.opcodes = OPCODES
         self.text = TEXT_BYTES
         self.raw = RAW_BYTES
+        self.values = VALUES
         self.expanded = EXPANDED
         self.tensors = 4 * size + SLACK_BYTES
         self.copied = size
