@@ -90,7 +90,7 @@ def _tensor(name: str, value: Any, numbers: memoryview, budget: Budget) -> tuple
         )
     count, step = 1, 1
     strides: list[int] = []
-    for axis in reversed(cast(list[Any], shape) if isinstance(shape, list) else [None]):
+    for axis in reversed(cast(list[Any], shape if isinstance(shape, list) else [None])):
         if not isinstance(axis, int) or not 0 <= axis < 2**48 or len(strides) >= 16:
             raise refused(budget.where, f"the tensor {shown(name)} has a shape that is none")
         strides.append(step)

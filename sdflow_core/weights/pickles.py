@@ -69,12 +69,6 @@ class Late:
         raise NotImplementedError
 
 
-class _Mark:
-    """Where a group of values begins on the stack."""
-
-    __slots__ = ()
-
-
 class PickleReader:
     """One pickle in a piece of memory.
 
@@ -213,7 +207,7 @@ class PickleReader:
             self.refuse(f"the pickle gives a state to {shown(target)}")
 
 
-Handler = Callable[[PickleReader], None]
+Handler = Callable[[PickleReader], object]  # what it gives is not looked at
 
 
 def _push(value: Callable[[PickleReader], Any]) -> Handler:
@@ -310,10 +304,10 @@ def _protocol(reader: PickleReader) -> None:
 
 _HANDLERS: dict[int, Handler] = {
     0x80: _protocol,
-    0x95: lambda r: r.take(8) and None,  # FRAME: a hint for streams
+    0x95: lambda r: r.take(8),  # FRAME: a hint for streams
     0x28: _mark,
-    0x30: lambda r: r.stack.pop() and None,  # POP
-    0x31: lambda r: r.group() and None,  # POP_MARK
+    0x30: lambda r: r.stack.pop(),  # POP
+    0x31: lambda r: r.group(),  # POP_MARK
     0x32: _push(lambda r: r.stack[-1]),  # DUP
     0x4E: _push(lambda r: None),
     0x88: _push(lambda r: True),

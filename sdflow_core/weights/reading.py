@@ -1,9 +1,9 @@
 """Weight files of any origin as tensors and plain values. Nothing in a file is ever executed.
 
 No part of Python's `pickle` and no `torch.load` is used: pickles are read by an interpreter of our own that
-knows tensors and containers and refuses every other name (`weights.pickles`). Archives and headers are checked
-before anything is allocated for them. Tensors are views of the mapped file, so a large file is not held twice;
-do not write into a file while what was read from it is in use.
+knows tensors and containers and refuses every other name (`weights.pickles`). Archives and headers are
+checked before anything is allocated for them. Tensors are views of the mapped file, so a large file is not
+held twice; do not write into a file while what was read from it is in use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sdflow_core.weights import arrays, pickles, torch_files, zips
 from sdflow_core.weights.bounds import Budget, refused, shown
 from sdflow_core.weights.pickles import Record
 
-__all__ = ["Record", "WeightFile", "plain_of", "read_weights", "tensors_of"]
+__all__ = ["Record", "WeightFile", "plain_of", "read_weight_bytes", "read_weights", "tensors_of"]
 
 # Where state dicts lie, in the order of preference: the averaged generator before the trained one.
 _STATE_KEYS = ("g_ema", "params_ema", "state_dict", "model_state_dict", "model", "net", "params", "g")
@@ -91,16 +91,28 @@ def read_weights(path: str | Path, *, limit: int = 8 * 2**30) -> WeightFile:
         mapped = mmap.mmap(
             handle, 0, access=mmap.ACCESS_COPY
         )  # pages are loaded when used, and can be dropped
-        budget = Budget(where, facts.st_size)
-        try:
-            container, content = _read(memoryview(mapped), budget)
-        except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-            raise refused(where, f"it is damaged: {type(error).__name__}: {str(error)[:100]}") from error
+        container, content = _checked(memoryview(mapped), where)
         with open(handle, "rb", closefd=False) as stream:  # read, not mapped: the pages do not stay with us
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     finally:
         os.close(handle)
     return WeightFile(where, container, digest, facts.st_size, content)
+
+
+def read_weight_bytes(data: bytes, where: str) -> WeightFile:
+    """The same for a file that is in memory already.
+
+    Args:
+        data: The whole file; it is copied once.
+        where: What to call it in messages.
+
+    Raises:
+        ContractError: As for `read_weights`.
+    """
+    if len(data) < 8:
+        raise refused(where, f"it has {len(data)} bytes")
+    container, content = _checked(memoryview(bytearray(data)), where)
+    return WeightFile(where, container, hashlib.sha256(data).hexdigest(), len(data), content)
 
 
 def tensors_of(content: Any) -> dict[str, Tensor]:
@@ -182,11 +194,13 @@ def _network(content: Any) -> Record | None:
 
 def _of_record(record: Record, prefix: str = "") -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
-    variables = record.state.get("variables")
-    if isinstance(variables, list):
-        for pair in cast(list[Any], variables):
-            if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor):
-                made[str(pair[0])] = pair[1]
+    variables = record.state.get("variables")  # TensorFlow's networks, and those inside of them
+    for pair in cast(list[Any], variables if isinstance(variables, list) else []):
+        if isinstance(pair, tuple) and len(cast(Any, pair)) == 2 and isinstance(pair[1], Tensor):
+            made[f"{prefix}{pair[0]}"] = pair[1]
+    for name, value in _table(record.state.get("components")).items():
+        if isinstance(value, Record):
+            made |= _of_record(value, f"{prefix}{name}/")
     for kind in ("_parameters", "_buffers"):
         for name, value in _table(record.state.get(kind)).items():
             if isinstance(value, Tensor):
@@ -199,6 +213,14 @@ def _of_record(record: Record, prefix: str = "") -> dict[str, Tensor]:
 
 def _table(value: Any) -> dict[str, Any]:
     return cast(dict[str, Any], value) if isinstance(value, dict) else {}
+
+
+def _checked(data: memoryview, where: str) -> tuple[Container, Any]:
+    """What a file is and holds; whatever else goes wrong in damaged bytes is said in the same words."""
+    try:
+        return _read(data, Budget(where, len(data)))
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise refused(where, f"it is damaged: {type(error).__name__}: {str(error)[:100]}") from error
 
 
 def _read(data: memoryview, budget: Budget) -> tuple[Container, Any]:

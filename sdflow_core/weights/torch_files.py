@@ -1,7 +1,7 @@
 """What `torch.save` writes, in its zip form and the older one, and the names a pickle of weights may use.
 
-The older form is five pickles in a row and then the numbers: magic number, protocol, machine, the content, the
-keys of the storages. Storages inside a larger pickle (NVIDIA's files) are files of that form themselves.
+The older form is five pickles in a row and then the numbers: magic number, protocol, machine, the content,
+the keys of the storages. Storages inside a larger pickle (NVIDIA's files) are files of that form themselves.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import numpy as np
 from torch import Tensor
 
 from sdflow_core.weights import numpy_pickles
@@ -215,7 +216,7 @@ def builders(budget: Budget, nested: Callable[[memoryview], Any] | None) -> Mapp
         ("dnnlib.tflib.network", "Network"): empty_record("dnnlib.tflib.network", "Network"),
     }
     known |= {("torch", name): named for name in (*STORAGES, *_DTYPES)}
-    return known | numpy_pickles.builders(budget)
+    return {**known, **numpy_pickles.builders(budget)}
 
 
 def _identity(identity: Any, budget: Budget) -> tuple[str, str, int, tuple[int, int] | None]:
@@ -246,6 +247,4 @@ def _is_count(value: Any) -> bool:
 
 
 def _address(piece: memoryview) -> int:
-    import numpy as np
-
     return int(np.frombuffer(piece, dtype=np.uint8).ctypes.data) if len(piece) else 0
