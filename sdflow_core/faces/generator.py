@@ -10,10 +10,11 @@ Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
@@ -32,6 +33,7 @@ class GeneratorConfig(NetworkConfig):
         channel_base: Channels at a resolution r are `min(channel_base // r, channel_max)`.
         channel_max: Upper bound of the channel count.
         mapping_layers: Depth of the mapping network; 0 for models whose prior is a fitted density of w+.
+        conv_clamp: Features stay within plus and minus this number, as in training; None for no bound.
     """
 
     resolution: int = 1024
@@ -39,6 +41,13 @@ class GeneratorConfig(NetworkConfig):
     channel_base: int = 32768
     channel_max: int = 512
     mapping_layers: int = 8
+    conv_clamp: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # a file's digest is its identity: models from before there was a clamp keep theirs
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if name != "conv_clamp" or value is not None}
 
     @property
     def num_rows(self) -> int:
@@ -140,11 +149,14 @@ def upsample(x: Tensor, fir: Tensor) -> Tensor:
 class StyledConv(nn.Module):
     """Modulated convolution + noise + bias + leaky ReLU."""
 
-    def __init__(self, cin: int, cout: int, resolution: int, style_dim: int, *, up: bool) -> None:
+    def __init__(
+        self, cin: int, cout: int, resolution: int, style_dim: int, *, up: bool, clamp: float | None = None
+    ) -> None:
         super().__init__()
         self.conv = ModulatedConv(cin, cout, 3, style_dim, up=up)
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(cout))
+        self.clamp = clamp
         self.noise: Tensor
         self.register_buffer("noise", torch.randn(resolution, resolution))
 
@@ -155,20 +167,24 @@ class StyledConv(nn.Module):
             y = y + (self.noise * self.noise_strength).to(y.dtype)
         elif noise == "random":
             y = y + torch.randn_like(y[:, :1]) * self.noise_strength.to(y.dtype)
-        return F.leaky_relu(y + self.bias[None, :, None, None].to(y.dtype), 0.2) * _LRELU_GAIN
+        y = F.leaky_relu(y + self.bias[None, :, None, None].to(y.dtype), 0.2) * _LRELU_GAIN
+        return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
 
 
 class ToRGB(nn.Module):
     """1x1 modulated convolution to three channels, added to the upsampled skip image."""
 
-    def __init__(self, cin: int, style_dim: int) -> None:
+    def __init__(self, cin: int, style_dim: int, *, clamp: float | None = None) -> None:
         super().__init__()
+        self.clamp = clamp
         self.conv = ModulatedConv(cin, 3, 1, style_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x: Tensor, w: Tensor, skip: Tensor | None, fir: Tensor) -> Tensor:
         """x [B, C, H, W] -> rgb [B, 3, H, W]."""
         rgb = self.conv(x, w, fir) + self.bias[None, :, None, None].to(x.dtype)
+        if self.clamp is not None:
+            rgb = rgb.clamp(-self.clamp, self.clamp)
         return rgb if skip is None else rgb + upsample(skip, fir)
 
 
@@ -191,22 +207,22 @@ class Generator(nn.Module):
         if size < 8 or size & (size - 1):
             raise ContractError("generator resolution", expected="a power of two >= 8", found=size)
         self.config = config
-        d = config.style_dim
+        d, clamp = config.style_dim, config.conv_clamp
         self.mapping = MappingNetwork(d, config.mapping_layers) if config.mapping_layers else None
         self.mean_w: Tensor
         self.register_buffer("mean_w", torch.zeros(config.num_rows, d))
         self.fir: Tensor
         self.register_buffer("fir", fir_kernel(), persistent=False)
         self.const = nn.Parameter(torch.randn(1, config.channels(4), 4, 4))
-        self.first = StyledConv(config.channels(4), config.channels(4), 4, d, up=False)
-        self.first_rgb = ToRGB(config.channels(4), d)
+        self.first = StyledConv(config.channels(4), config.channels(4), 4, d, up=False, clamp=clamp)
+        self.first_rgb = ToRGB(config.channels(4), d, clamp=clamp)
         self.up_convs, self.convs, self.rgbs = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         res = 8
         while res <= size:
             cin, cout = config.channels(res // 2), config.channels(res)
-            self.up_convs.append(StyledConv(cin, cout, res, d, up=True))
-            self.convs.append(StyledConv(cout, cout, res, d, up=False))
-            self.rgbs.append(ToRGB(cout, d))
+            self.up_convs.append(StyledConv(cin, cout, res, d, up=True, clamp=clamp))
+            self.convs.append(StyledConv(cout, cout, res, d, up=False, clamp=clamp))
+            self.rgbs.append(ToRGB(cout, d, clamp=clamp))
             res *= 2
 
     @property
