@@ -18,12 +18,47 @@ from sdflow_core.faces.resnet import Depth, ResNet
 from sdflow_core.records.errors import ContractError
 
 # The official order of CelebA; 15 eyeglasses, 20 male, 31 smiling, 39 young.
-CELEBA_ATTRIBUTES = tuple(
-    "5_o_clock_shadow arched_eyebrows attractive bags_under_eyes bald bangs big_lips big_nose black_hair "
-    "blond_hair blurry brown_hair bushy_eyebrows chubby double_chin eyeglasses goatee gray_hair heavy_makeup "
-    "high_cheekbones male mouth_slightly_open mustache narrow_eyes no_beard oval_face pale_skin pointy_nose "
-    "receding_hairline rosy_cheeks sideburns smiling straight_hair wavy_hair wearing_earrings wearing_hat "
-    "wearing_lipstick wearing_necklace wearing_necktie young".split()
+CELEBA_ATTRIBUTES = (
+    "5_o_clock_shadow",
+    "arched_eyebrows",
+    "attractive",
+    "bags_under_eyes",
+    "bald",
+    "bangs",
+    "big_lips",
+    "big_nose",
+    "black_hair",
+    "blond_hair",
+    "blurry",
+    "brown_hair",
+    "bushy_eyebrows",
+    "chubby",
+    "double_chin",
+    "eyeglasses",
+    "goatee",
+    "gray_hair",
+    "heavy_makeup",
+    "high_cheekbones",
+    "male",
+    "mouth_slightly_open",
+    "mustache",
+    "narrow_eyes",
+    "no_beard",
+    "oval_face",
+    "pale_skin",
+    "pointy_nose",
+    "receding_hairline",
+    "rosy_cheeks",
+    "sideburns",
+    "smiling",
+    "straight_hair",
+    "wavy_hair",
+    "wearing_earrings",
+    "wearing_hat",
+    "wearing_lipstick",
+    "wearing_necklace",
+    "wearing_necktie",
+    "young",
 )
 # The age logits are ordinal: each says whether the person is at least so many years old.
 AGE_THRESHOLDS = (10, 20, 30, 40, 50, 70)

@@ -43,6 +43,7 @@ def _registry() -> dict[str, Any]:
         prior,
         resnet,
         style_encoder,
+        unscored,
     )
 
     classes: list[Any] = [
@@ -56,6 +57,7 @@ def _registry() -> dict[str, Any]:
         ir_se.ArcFace,
         iresnet.IResNet,
         attribute_classifier.AttributeClassifier,
+        unscored.Unscored,
     ]
     return {c.kind: c for c in classes}
 

@@ -39,11 +39,15 @@ def count_parameters(tensors: Mapping[str, Tensor]) -> int:
 def numbers(names: Iterable[str], pattern: str) -> list[int]:
     """The numbers that a pattern with one group finds at the beginning of the names, each once, ascending.
 
+    Numbers of more than six digits are passed over: no file has so many layers, only a malicious one.
+
     Example:
         >>> numbers(["body.0.weight", "body.10.weight", "body.0.bias"], "body[.]([0-9]+)[.]")
         [0, 10]
     """
-    return sorted({int(found[1]) for name in names if (found := re.match(pattern, name))})
+    return sorted(
+        {int(found[1]) for name in names if (found := re.match(pattern, name)) and len(found[1]) < 7}
+    )
 
 
 def count_stages(depths: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -83,9 +87,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], *, what: str, where:
     given = dict(tensors)
     if not any(name.endswith(_COUNTER) for name in given):
         given |= {name: torch.zeros((), dtype=torch.int64) for name in wanted if name.endswith(_COUNTER)}
-    wrong = [
-        f"{name} {list(value.shape)} is missing" for name, value in wanted.items() if name not in given
-    ]
+    wrong = [f"{name} {list(value.shape)} is missing" for name, value in wanted.items() if name not in given]
     for name, value in given.items():
         if name not in wanted:
             wrong.append(f"{name} {list(value.shape)} is unexpected")
