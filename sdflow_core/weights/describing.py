@@ -1,9 +1,12 @@
-"""What a file of weights is, in words and numbers."""
+"""What a weight file is, in one record: told from names and shapes of its tensors, never from its file name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from sdflow_core.records.config import Config
+
+__all__ = ["Described", "Kind"]
 
 Kind = Literal[
     "generator",
@@ -16,11 +19,21 @@ Kind = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class Described:
-    """What names and shapes tell.
+class Described(Config):
+    """One weight file. What does not apply to a kind is None.
 
-    `parameters` counts what was learned: no BatchNorm statistics, kernels or noises.
+    Attributes:
+        kind: What the network does.
+        family: Layout of the file, such as `stylegan2-rosinality`, `e4e` or `ir-se-50`.
+        resolution: Side of the picture in pixels that is made or read.
+        layers: L, rows of w+.
+        style_dim: D, width of one row.
+        channels: Feature channels by resolution in pixels, of a generator.
+        depth: Layers of a generator's mapping network, or the depth in the name of a ResNet.
+        attributes: How many attributes are scored, or condition a flow.
+        parameters: Trained numbers; running statistics, fixed noises and filters are buffers and not counted.
+        notes: What a reader must know, one sentence each.
+        licence: Hint at the terms of the weights; it says nothing about this file's own history.
     """
 
     kind: Kind
@@ -33,4 +46,4 @@ class Described:
     attributes: int | None = None
     parameters: int | None = None
     notes: tuple[str, ...] = ()
-    licence: str = ""
+    licence: str | None = None
