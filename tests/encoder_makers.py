@@ -179,6 +179,19 @@ def draw(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
     return out
 
 
+def with_small_variances(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the same size of signal, but BatchNorm's variances so small that its eps can be seen."""
+    out = dict(state)
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            out[name] = value * 1e-4
+            weight = name.replace("running_var", "weight")
+            out[weight] = state[weight] * 1e-2
+            mean = name.replace("running_var", "running_mean")
+            out[mean] = state[mean] * 1e-2
+    return out
+
+
 def small_encoder(rows: int = 18, *, restyle: bool = False, seed: int = 0) -> dict[str, Tensor]:
     """An encoder for 64 px pictures with styles of 32."""
     return draw(style_encoder(rows, restyle=restyle, widths=SMALL, reduction=8, convs=2), seed)
