@@ -114,13 +114,13 @@ class StyleEncoder(IrSeBackbone):
                 found="pictures alone",
                 todo="bind it: IteratedEncoder(encoder, generator.synthesize).encode(images)",
             )
-        return self.mean_w + self.codes(self.fit(images))
+        return self.mean_w + self.codes(self.sized(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Alias of `encode`."""
         return self.encode(images)
 
-    def fit(self, images: Tensor) -> Tensor:
+    def sized(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H, W], H = W, brought to `config.resolution`.
 
         Raises:
@@ -191,7 +191,7 @@ class IteratedEncoder:
 
     def passes(self, images: Tensor) -> list[Tensor]:
         """w+ [B, L, D] of every pass, first to last; see `encode`."""
-        images = self.encoder.fit(images)
+        images = self.encoder.sized(images)
         code = self.encoder.mean_w.expand(len(images), -1, -1)
         # the average face is one picture for all
         shown = self._render(code[:1]).expand(len(images), -1, -1, -1)
