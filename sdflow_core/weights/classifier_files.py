@@ -20,7 +20,7 @@ from sdflow_core.faces.attribute_classifier import (
 )
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.describing import Described
-from sdflow_core.weights.filling import count_parameters, fill, numbers
+from sdflow_core.weights.fitting import count_parameters, fill, numbers
 
 __all__ = ["load", "recognise"]
 

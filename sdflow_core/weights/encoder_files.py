@@ -18,7 +18,7 @@ from torch import Tensor
 from sdflow_core.faces.style_encoder import Flavour, StyleEncoder, StyleEncoderConfig
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.describing import Described
-from sdflow_core.weights.filling import count_parameters, fill, numbers, part
+from sdflow_core.weights.fitting import count_parameters, fill, numbers, part
 from sdflow_core.weights.ir_se_files import backbone_sizes
 
 __all__ = ["decoder_tensors", "load", "mean_w_of", "recognise"]

@@ -18,7 +18,7 @@ from sdflow_core.faces.ir_se import ArcFace, ArcFaceConfig
 from sdflow_core.faces.iresnet import IResNet, IResNetConfig
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.describing import Described
-from sdflow_core.weights.filling import count_parameters, fill, numbers
+from sdflow_core.weights.fitting import count_parameters, fill, numbers
 from sdflow_core.weights.ir_se_files import backbone_sizes
 
 __all__ = ["load", "recognise"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdflow_core.weights.filling import count_stages, numbers
+from sdflow_core.weights.fitting import count_stages, numbers
 
 __all__ = ["backbone_sizes"]
 
