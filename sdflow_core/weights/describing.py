@@ -1,4 +1,4 @@
-"""What a weight file is, in one record: told from names and shapes of its tensors, never from its file name."""
+"""What a weight file is, in one record: told from names and shapes of tensors, never from a file name."""
 
 from __future__ import annotations
 
