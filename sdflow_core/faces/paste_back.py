@@ -2,13 +2,14 @@
 
 Two ways, for a crop c of the photograph, its reconstruction r, its edit e and the mask m:
 
-    change    photograph + m (W(e - r) - W(1 - k) (photograph - W(c)))
-    replace   photograph + m (W(e + low(c - r)) - photograph)
+    change    photograph + m (W(e - r) - W(1 - k) (photograph - g - W(c)))
+    replace   photograph + m (W(e + low(c - r)) + g - photograph)
 
-W warps from the crop to the photograph. `change` pastes only what the edit changed, so pores, grain and the
-light of the photograph stay, and so does whatever the generator cannot draw. Fine detail (photograph - W(c))
-belongs to what was there: it fades where the edit changed much, k being 1 where it changed nothing. `replace`
-pastes the drawn face itself; low(c - r) is what the generator's colours miss of the photograph's, smoothed.
+W warps from the crop to the photograph. `change` pastes only what the edit changed, so pores and the light of
+the photograph stay, and so does whatever the generator cannot draw. Fine detail (photograph - W(c)) belongs
+to what was there: it fades where the edit changed much, k being 1 where it changed nothing. `replace` pastes
+the drawn face itself; low(c - r) is what the generator's colours miss of the photograph's, smoothed. g is the
+photograph's grain: without it a face drawn by a small generator would be smooth between grainy surroundings.
 
 Outside of the mask the samples are those of the photograph, bit for bit. An edit that changes nothing leaves
 them everywhere (`change`).
@@ -43,6 +44,8 @@ _SOFTNESS = 0.06 * 127.5  # levels of the smoothed change at which detail has fa
 _UNCHANGED = 0.25  # levels
 _COLOUR_REACH = 1.0 / 8.0  # standard deviation of the colour match, of the crop's side
 _FADE_REACH = 1.0 / 32.0
+_GRAIN_PX, _GRAIN_LEVELS = 1.5, 10.0  # what is finer than this and no stronger: noise and pores, not edges
+_GRAIN_FROM = 2.0  # times finer must the photograph be than the crop, or the edit has that detail itself
 _LEAST_SHOWN = 1.0 / 512.0  # a mask below this cannot move a sample of 8 bit by half a level
 
 
@@ -53,12 +56,14 @@ class PasteConfig(Config):
         blend: `change` pastes the difference of edit and reconstruction, `replace` the edit itself.
         fade_detail: With `change`: how much of the photograph's own fine detail goes where the edit changed
             much; 0 keeps all of it (a smile's creases under a closed mouth), 1 takes it all.
+        keep_grain: Leave the photograph's grain on what is drawn, where the photograph is much finer.
         match_colour: With `replace`: take the photograph's low-frequency colours.
         mask: Shape of the mask.
     """
 
     blend: Literal["change", "replace"] = "change"
     fade_detail: float = Field(default=1.0, ge=0.0, le=1.0)
+    keep_grain: bool = True
     match_colour: bool = True
     mask: MaskConfig = MaskConfig()
 
@@ -195,10 +200,15 @@ class _Ready:
             drawn = self.edited + self._missed(pixels) if self.config.match_colour else self.edited
             layers, coarse = self._layer(_grey(drawn) if grey else drawn), None
         left, top, right, bottom = self.box
+        smooth: NDArray[np.uint8] | None = None
+        needs_grain = coarse is not None or self.config.blend == "replace"
+        if self.config.keep_grain and needs_grain and self.side >= _GRAIN_FROM * self.size:
+            whole = pixels[top:bottom, left:right]
+            smooth = np.asarray(cv2.GaussianBlur(whole, (0, 0), _GRAIN_PX), np.uint8)
         rows = max(1, _STRIP_PIXELS // (right - left))
         for start in range(top, bottom, rows):
             strip = left, start, right, min(start + rows, bottom)
-            self._paste_strip(pixels, strip, layers, coarse)
+            self._paste_strip(pixels, strip, layers, coarse, smooth)
 
     def _paste_strip(
         self,
@@ -206,6 +216,7 @@ class _Ready:
         strip: Box,
         layers: NDArray[np.float32],
         coarse: NDArray[np.float32] | None,
+        smooth: NDArray[np.uint8] | None,
     ) -> None:
         mask = warped_mask(self.mask, self.quad, strip, self.offset)
         touched = mask > _LEAST_SHOWN
@@ -217,13 +228,18 @@ class _Ready:
         strip = strip[0] + first, strip[1], strip[0] + last, strip[3]
         part = pixels[strip[1] : strip[3], strip[0] : strip[2]]
         here = part.astype(np.float32)
+        bare = here
+        if smooth is not None:
+            x, y = strip[0] - self.box[0], strip[1] - self.box[1]
+            fine = here - smooth[y : y + here.shape[0], x : x + here.shape[1]]
+            bare = here - np.clip(fine, -_GRAIN_LEVELS, _GRAIN_LEVELS)
         warped = self._warp(layers, strip)
         if self.config.blend == "replace":
-            step = warped - here
+            step = warped - bare
         else:
             step = warped[:, :, :3]
             if coarse is not None:
-                step = step - warped[:, :, 3:] * (here - self._warp(coarse, strip))
+                step = step - warped[:, :, 3:] * (bare - self._warp(coarse, strip))
         step *= mask
         here += step
         np.rint(here, out=here)
