@@ -50,9 +50,7 @@ class Landmarks(ExpressionJudge):
         to_picture = np.array(
             [[side / size, 0, centre[0] - side / 2], [0, side / size, centre[1] - side / 2]], np.float64
         )
-        small = cv2.warpAffine(
-            picture, to_picture, (size, size), flags=cv2.INTER_AREA | cv2.WARP_INVERSE_MAP
-        )
+        small = cv2.warpAffine(picture, to_picture, (size, size), flags=cv2.INTER_AREA | cv2.WARP_INVERSE_MAP)
         with torch.inference_mode():
             pixels = torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1)[None].float()
             found = self.logits(pixels)

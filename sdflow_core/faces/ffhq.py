@@ -45,7 +45,7 @@ def ffhq_quad(points: ArrayLike, scale: float = 1.0) -> NDArray[np.float64]:
 
 
 def ffhq_quad_of_68(landmarks: ArrayLike) -> NDArray[np.float64]:
-    """The FFHQ square of a face, from 68 points in the usual order (iBUG 300-W), as FFHQ's authors compute it.
+    """The FFHQ square of a face, from 68 points in the order of iBUG 300-W, as its authors compute it.
 
     Args:
         landmarks: [68, 2] px.

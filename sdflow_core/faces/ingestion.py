@@ -121,7 +121,7 @@ def align_faces(
 
 
 def _why_unfit(face: Face, picture: Pixels, config: IngestConfig) -> str:
-    """"" or why this face cannot be used."""
+    """ "" or why this face cannot be used."""
     if face.turned:
         return "the face is upside down or lies on its side: turn the picture"
     height, width = picture.shape[:2]

@@ -153,9 +153,7 @@ def paste_back(
 class _Ready:
     """One face, checked: nothing of `paste` can fail for its arguments."""
 
-    def __init__(
-        self, face: EditedFace, shape: tuple[int, ...], config: PasteConfig, number: int
-    ) -> None:
+    def __init__(self, face: EditedFace, shape: tuple[int, ...], config: PasteConfig, number: int) -> None:
         self.config, self.offset = config, _offset(face.grid_offset, number)
         self.quad = checked_quad(face.quad)
         self.edited = _levels(face.edited, f"edited face {number}")

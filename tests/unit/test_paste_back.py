@@ -117,9 +117,7 @@ def test_outside_of_the_mask_nothing_changes(
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    st.floats(-180, 180), st.floats(0.05, 3.0), st.floats(-100, 600), st.floats(-100, 500), st.booleans()
-)
+@given(st.floats(-180, 180), st.floats(0.05, 3.0), st.floats(-100, 600), st.floats(-100, 500), st.booleans())
 def test_an_unchanged_face_leaves_the_photograph_bit_for_bit(
     degrees: float, times: float, x: float, y: float, random: bool
 ) -> None:
@@ -163,8 +161,10 @@ def test_detail_stays_where_the_edit_changed_little() -> None:
     rise = pasted[240, middle].astype(int) - photograph[240, middle]
     assert abs(float(rise.mean()) - 60) < 12
     # the grain is still there on what was drawn
-    fine = [x[225:255, middle] - cv2.GaussianBlur(x, (0, 0), 3)[225:255, middle].astype(float)
-            for x in (pasted, photograph)]
+    fine = [
+        x[225:255, middle] - cv2.GaussianBlur(x, (0, 0), 3)[225:255, middle].astype(float)
+        for x in (pasted, photograph)
+    ]
     assert 0.6 < fine[0].std() / fine[1].std() < 1.4
 
 
@@ -200,7 +200,9 @@ def test_a_spot_lands_where_the_crop_says(side: float, size: int) -> None:
     along = side / 2 * np.array([np.cos(angle), np.sin(angle)])
     down = np.array([-along[1], along[0]])
     middle = np.array([480.0, 515.0])
-    quad = np.stack([middle - along - down, middle - along + down, middle + along + down, middle + along - down])
+    quad = np.stack(
+        [middle - along - down, middle - along + down, middle + along + down, middle + along - down]
+    )
     y, x = np.mgrid[0:size, 0:size]
     spot = np.array([0.58, 0.45]) * size - 0.5
     blob = 120 * np.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / (2 * (0.07 * size) ** 2))
@@ -223,7 +225,7 @@ def test_the_colour_cast_of_a_generator_is_not_pasted() -> None:
     points = placed(250, 250)
     quad = quad_from_points(points)
     cut = crop(photograph, quad, 64)
-    cast = np.clip(cut.astype(int) + [25, -10, 15], 0, 255).astype(np.uint8)  # reconstruction and edit alike
+    cast = np.clip(cut + np.array([25, -10, 15]), 0, 255).astype(np.uint8)  # reconstruction and edit alike
     face = EditedFace(quad, cast, cast, points_in_crop(points, quad, 64))
 
     def moved(**options: object) -> float:
@@ -363,13 +365,14 @@ def test_what_cannot_be_pasted_is_refused_before_anything_changes() -> None:
     square = np.array([[20.0, 20], [20, 160], [160, 160], [160, 20]])
     nan, infinite = floats.copy(), floats.copy()
     nan[1, 3, 3], infinite[0, 0, 0] = np.nan, np.inf
+    dented = np.array([[20, 20], [100, 80], [160, 160], [160, 20]])
     points = np.full((5, 2), 8.0)
     wrong = {
         "no area": EditedFace(np.zeros((4, 2)), good, good),
         "no quad": EditedFace(square[:3], good, good),
         "No quad": EditedFace(square * np.nan, good, good),
         "no picture of a square": EditedFace(square[::-1], good, good),
-        "No picture of a square": EditedFace(np.array([[20, 20], [100, 80], [160, 160], [160, 20]]), good, good),
+        "No picture of a square": EditedFace(dented, good, good),
         "too small": EditedFace(square / 60, good, good),
         "outside": EditedFace(square + 500, good, good),
         "Outside": EditedFace(square - 300, good, good),
