@@ -15,10 +15,20 @@ from sdflow_core.records.keys import canonical_json, recipe_document, sha256_hex
 
 if TYPE_CHECKING:
     from sdflow_core.faces.ingestion import IngestConfig
+    from sdflow_core.faces.paste_back import PasteConfig
     from sdflow_core.method.rendering import EditConfig
     from sdflow_core.weights.model_store import Bundle
 
-VERSIONS = {"ingest": 2, "invert": 1, "label": 1, "train": 2, "edit": 2, "publish": 1, "pretrain": 2}
+VERSIONS = {
+    "ingest": 2,
+    "invert": 1,
+    "label": 1,
+    "train": 2,
+    "edit": 2,
+    "publish": 1,
+    "pretrain": 2,
+    "paste": 1,
+}
 MICRO_BATCH = 16
 _EDIT_MODELS = ("editor", "generator", "encoder", "labeller", "identity", "judge")
 
@@ -77,6 +87,11 @@ def train(bundle: Bundle, config: dict[str, Any]) -> Recipe:
 def edit(bundle: Bundle, config: EditConfig) -> Recipe:
     """Edited pictures."""
     return _recipe("edit", as_recipe(config), **{kind: getattr(bundle, kind) for kind in _EDIT_MODELS})
+
+
+def paste(config: PasteConfig) -> Recipe:
+    """Edits in their photographs: no model, the edit's row names those."""
+    return _recipe("paste", as_recipe(config))
 
 
 def publish() -> Recipe:

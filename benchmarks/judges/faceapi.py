@@ -81,10 +81,11 @@ class ExpressionJudge:
 
     Args:
         folder: Where face-api's weight files lie.
+        manifest: Name of the manifest; its 68-point network differs in the last layer alone.
     """
 
-    def __init__(self, folder: Path) -> None:
-        tensors = load_tensors(folder / EXPRESSION_FILE)
+    def __init__(self, folder: Path, manifest: str = EXPRESSION_FILE) -> None:
+        tensors = load_tensors(folder / manifest)
         self._last = tensors["fc/weights"], tensors["fc/bias"]
         self._weights: dict[str, Tensor] = {}
         for name, value in tensors.items():
@@ -113,7 +114,8 @@ class ExpressionJudge:
         x = F.conv2d(x, w[f"{name}/depthwise_filter"], stride=stride, groups=x.shape[1])
         return F.conv2d(x, w[f"{name}/pointwise_filter"], w[f"{name}/bias"])
 
-    def _probabilities(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor) -> Tensor:
+        """[N, 3, 112, 112] levels -> outputs of the last layer [N, K]."""
         x, w = _centred(pixels) / 255, self._weights
         for block in range(4):
             name = f"dense{block}/conv"
@@ -124,7 +126,10 @@ class ExpressionJudge:
             for layer in (1, 2, 3):  # each reads the sum of all before it
                 known = known + self._separable(f"{name}{layer}", known.relu())
             x = known.relu()
-        return (F.avg_pool2d(x, 7, 2).flatten(1) @ self._last[0] + self._last[1]).softmax(1)
+        return F.avg_pool2d(x, 7, 2).flatten(1) @ self._last[0] + self._last[1]
+
+    def _probabilities(self, pixels: Tensor) -> Tensor:
+        return self.logits(pixels).softmax(1)
 
 
 def _in_batches(

@@ -2,7 +2,7 @@
 
 The template is the one of Karras et al., *A Style-Based Generator Architecture for GANs* (arXiv 1812.04948,
 appendix C), computed from eyes and mouth corners. Coordinates are pixel indices: (0, 0) is the centre of the
-first pixel.
+first pixel. Models of others, trained on FFHQ itself, need the square of its 68 points: `faces.ffhq`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OVERSAMPLING = 3  # the warp samples 3 x 3 points a pixel, then averages: biline
 # The pictures the compact models learned from were warped on a 256 px grid whose samples sit at the *corner*
 # of their cell, and the central 0.7 of it was kept. Every crop keeps that half-sample offset (0.18 px of 64),
 # so that training and use agree.
-_GRID_OFFSET = 0.5 / (256 * 0.7)
+GRID_OFFSET = 0.5 / (256 * 0.7)
 _CORNERS = np.array([[0, 0], [0, 1], [1, 1], [1, 0]], dtype=np.float64)
 
 
@@ -57,13 +57,17 @@ def quad_from_points(points: ArrayLike, scale: float = 1.0) -> NDArray[np.float6
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
 
-def crop(image: NDArray[np.uint8], quad: ArrayLike, size: int) -> NDArray[np.uint8]:
+def crop(
+    image: NDArray[np.uint8], quad: ArrayLike, size: int, grid_offset: float = GRID_OFFSET
+) -> NDArray[np.uint8]:
     """Cut the quad out of a picture as an upright square.
 
     Args:
         image: [H, W, 3] uint8 RGB.
         quad: [4, 2] px, as from `quad_from_points`. Parts outside the picture are filled by reflection.
         size: side of the result in px.
+        grid_offset: by how much of its side the picture lies further right and down in the crop: that of the
+            compact models, or 0 for an exact crop.
 
     Returns:
         [size, size, 3] uint8 RGB. A quad much larger than `size` is averaged, not sampled.
@@ -71,8 +75,8 @@ def crop(image: NDArray[np.uint8], quad: ArrayLike, size: int) -> NDArray[np.uin
     Raises:
         ContractError: the image is no uint8 [H, W, 3], the quad is degenerate or the size is below 1.
     """
-    _check_image(image)
-    corners = _quad(quad)
+    check_image(image)
+    corners = checked_quad(quad)
     if size < 1:
         raise ContractError("The crop size is wrong", expected="at least 1 px", found=size)
     grid = size * OVERSAMPLING
@@ -83,9 +87,9 @@ def crop(image: NDArray[np.uint8], quad: ArrayLike, size: int) -> NDArray[np.uin
         small = max(1, round(width * grid / side)), max(1, round(height * grid / side))
         source = _uint8(cv2.resize(image, small, interpolation=cv2.INTER_AREA))
         corners = (corners + 0.5) * (np.array(small) / (width, height)) - 0.5
-    # Sample k of the grid lies at u = (k + 0.5) / grid - _GRID_OFFSET of the quad.
+    # Sample k of the grid lies at u = (k + 0.5) / grid - grid_offset of the quad.
     to_grid = cv2.getPerspectiveTransform(
-        corners.astype(np.float32), ((_CORNERS + _GRID_OFFSET) * grid - 0.5).astype(np.float32)
+        corners.astype(np.float32), ((_CORNERS + grid_offset) * grid - 0.5).astype(np.float32)
     )
     warped = cv2.warpPerspective(
         source, to_grid, (grid, grid), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
@@ -93,13 +97,16 @@ def crop(image: NDArray[np.uint8], quad: ArrayLike, size: int) -> NDArray[np.uin
     return _uint8(cv2.resize(warped, (size, size), interpolation=cv2.INTER_AREA))
 
 
-def points_in_crop(points: ArrayLike, quad: ArrayLike, size: int) -> NDArray[np.float64]:
+def points_in_crop(
+    points: ArrayLike, quad: ArrayLike, size: int, grid_offset: float = GRID_OFFSET
+) -> NDArray[np.float64]:
     """Say where facial points of the picture lie in its crop.
 
     Args:
         points: [5, 2] px in the picture.
         quad: [4, 2] px, the one that was cropped.
         size: side of the crop in px.
+        grid_offset: the one that `crop` was given.
 
     Returns:
         [5, 2] px in the crop (pixel indices; outside 0..size - 1 when the point was not inside the quad).
@@ -107,10 +114,10 @@ def points_in_crop(points: ArrayLike, quad: ArrayLike, size: int) -> NDArray[np.
     Raises:
         ContractError: wrong shapes or a degenerate quad.
     """
-    p, corners = _points(points), _quad(quad)
+    p, corners = _points(points), checked_quad(quad)
     to_unit = cv2.getPerspectiveTransform(corners.astype(np.float32), _CORNERS.astype(np.float32))
     mapped = np.concatenate([p, np.ones((len(p), 1))], axis=1) @ to_unit.T
-    return (mapped[:, :2] / mapped[:, 2:] + _GRID_OFFSET) * size - 0.5
+    return (mapped[:, :2] / mapped[:, 2:] + grid_offset) * size - 0.5
 
 
 def _points(points: ArrayLike) -> NDArray[np.float64]:
@@ -120,7 +127,12 @@ def _points(points: ArrayLike) -> NDArray[np.float64]:
     return p
 
 
-def _quad(quad: ArrayLike) -> NDArray[np.float64]:
+def checked_quad(quad: ArrayLike) -> NDArray[np.float64]:
+    """A quad as [4, 2] float64.
+
+    Raises:
+        ContractError: another shape, values that are not finite, or no area.
+    """
     q = np.asarray(quad, dtype=np.float64)
     if q.shape != (4, 2) or not np.isfinite(q).all():
         raise ContractError("This is no quad", expected="[4, 2] finite numbers", found=q.tolist())
@@ -130,7 +142,8 @@ def _quad(quad: ArrayLike) -> NDArray[np.float64]:
     return q
 
 
-def _check_image(image: NDArray[np.uint8]) -> None:
+def check_image(image: NDArray[np.uint8]) -> None:
+    """Raise a ContractError for anything but uint8 [H, W, 3]."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ContractError(
             "This is no picture", expected="uint8 [H, W, 3] RGB", found=f"{image.dtype} {list(image.shape)}"

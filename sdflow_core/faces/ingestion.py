@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import model_serializer
 
-from sdflow_core.faces.align import crop, points_in_crop, quad_from_points
+from sdflow_core.faces import ffhq
+from sdflow_core.faces.align import GRID_OFFSET, crop, points_in_crop, quad_from_points
 from sdflow_core.faces.decode import Rejected, decode
 from sdflow_core.faces.detect import Face
 from sdflow_core.records.config import Config
-from sdflow_core.records.errors import SDFlowError
+from sdflow_core.records.errors import ContractError, SDFlowError
 from sdflow_core.records.keys import sha256_hex
 from sdflow_core.records.sources import UnfitError
 
 Pixels = npt.NDArray[np.uint8]
+# Options that came later, with the value that stands for what was done before: a recipe that does not use
+# them stays what it was, and with it all rows that were made by it.
+_LATER: dict[str, object] = {"faces": "reject", "framing": "five_points"}
 
 
 class IngestConfig(Config):
@@ -27,12 +33,27 @@ class IngestConfig(Config):
         min_eye_distance_px: Faces with closer eyes are dropped.
         template_scale: Share of the FFHQ template's side that the crop takes; fixed by the bundle.
         resolution: Side of the crop in pixels; fixed by the bundle.
+        faces: What becomes of a picture with several faces: `reject` drops it, `largest` takes the face with
+            the largest box, `all` takes every face that fits.
+        framing: `five_points`: the square of the detector's points, as the compact models learned it;
+            `ffhq`: the corrected square, for encoders that were trained on FFHQ (`faces.ffhq`).
     """
 
     max_pixels: int = 50_000_000
     min_eye_distance_px: float = 12.0
     template_scale: float = 1.0
     resolution: int = 1024
+    faces: Literal["reject", "largest", "all"] = "reject"
+    framing: Literal["five_points", "ffhq"] = "five_points"
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: Any) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if _LATER.get(name) != value}
+
+    @property
+    def grid_offset(self) -> float:
+        """What crops are cut with; `paste_back` needs it again."""
+        return ffhq.GRID_OFFSET if self.framing == "ffhq" else GRID_OFFSET
 
 
 @dataclass(frozen=True)
@@ -56,31 +77,70 @@ class Verdict:
 
 
 def align_bytes(data: bytes, find: Callable[[Pixels], list[Face]], config: IngestConfig) -> Aligned:
-    """Decode, detect and align one picture that must show exactly one face.
+    """Decode, detect and align the face of one picture: the only one, or with `largest` the largest.
 
     Raises:
         Rejected: With the reason in words.
+        ContractError: The policy is `all`; see `align_faces`.
     """
-    picture = decode(data, max_pixels=config.max_pixels)
+    if config.faces == "all":
+        raise ContractError(
+            "a source has one row", expected="faces: reject or largest", found="all", where="IngestConfig"
+        )
+    return align_faces(decode(data, max_pixels=config.max_pixels), find, config)[0]
+
+
+def align_faces(
+    picture: Pixels, find: Callable[[Pixels], list[Face]], config: IngestConfig
+) -> tuple[Aligned, ...]:
+    """Detect and align the faces of one upright picture, as the policy `config.faces` wants.
+
+    Args:
+        picture: [H, W, 3] uint8 RGB, as `decode` gives it; up to 50 megapixels.
+        find: The detector; largest face first.
+        config: See `IngestConfig`.
+
+    Returns:
+        At least one face, largest first; with `all` those that fit, the others are left out.
+
+    Raises:
+        Rejected: No face fits; says why (of several, why the largest does not).
+    """
     faces = find(picture)
     if not faces:
         raise Rejected("no face found")
-    if len(faces) > 1:
+    if len(faces) > 1 and config.faces == "reject":
         raise Rejected(f"{len(faces)} faces found, expected one")
-    face = faces[0]
+    if config.faces != "all":
+        faces = faces[:1]
+    reasons = [_why_unfit(face, picture, config) for face in faces]
+    fit = [face for face, reason in zip(faces, reasons, strict=True) if not reason]
+    if not fit:
+        raise Rejected(reasons[0])
+    return tuple(_aligned(picture, face, config) for face in fit)
+
+
+def _why_unfit(face: Face, picture: Pixels, config: IngestConfig) -> str:
+    """ "" or why this face cannot be used."""
     if face.turned:
-        raise Rejected("the face is upside down or lies on its side: turn the picture")
+        return "the face is upside down or lies on its side: turn the picture"
     height, width = picture.shape[:2]
     if (face.points < -0.5).any() or (face.points > (width - 0.5, height - 0.5)).any():
-        raise Rejected("the face is cut off by the border of the picture")
-    distance = float(np.linalg.norm(face.points[1] - face.points[0]))
-    if distance < config.min_eye_distance_px:
-        raise Rejected(
-            f"face too small: eyes {distance:.0f} px apart, at least {config.min_eye_distance_px:.0f} needed"
-        )
-    quad = quad_from_points(face.points, config.template_scale)
-    size = config.resolution
-    return Aligned(crop(picture, quad, size), quad, points_in_crop(face.points, quad, size), face.score)
+        return "the face is cut off by the border of the picture"
+    distance, least = float(np.linalg.norm(face.points[1] - face.points[0])), config.min_eye_distance_px
+    if distance < least:
+        return f"face too small: eyes {distance:.0f} px apart, at least {least:.0f} needed"
+    return ""
+
+
+def _aligned(picture: Pixels, face: Face, config: IngestConfig) -> Aligned:
+    if config.framing == "ffhq":
+        quad = ffhq.ffhq_quad(face.points, config.template_scale)
+    else:
+        quad = quad_from_points(face.points, config.template_scale)
+    size, offset = config.resolution, config.grid_offset
+    cut = crop(picture, quad, size, offset)
+    return Aligned(cut, quad, points_in_crop(face.points, quad, size, offset), face.score)
 
 
 def judge_source(
