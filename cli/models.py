@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.cards import print_card
+from cli.imports import add_imports
 from cli.output import State, result, state, table
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
     group.command("promote")(promote)
     group.command("rollback")(rollback)
     group.command("accept-licence")(accept_licence)
+    add_imports(group)
     app.add_typer(group, name="models")
 
 

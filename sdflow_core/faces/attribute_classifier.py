@@ -8,6 +8,8 @@ arXiv 2307.07790; Liu et al., "Deep Learning Face Attributes in the Wild" (Celeb
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
@@ -96,7 +98,7 @@ class AttributeClassifier(nn.Module):
         self.extractor = ResNet(config.depth, None, config.width)
         features = self.extractor.channels
         self.attr_heads = nn.ModuleList([_head(features) for _ in config.attributes])
-        self.age_heads = ResNet(config.depth, len(config.ages), config.width)
+        self.age_heads = ResNet(config.depth, len(config.ages), config.width) if config.ages else None
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -112,15 +114,58 @@ class AttributeClassifier(nn.Module):
         images = self._fit(images)
         features = self.extractor(images)
         said = [head(features) for head in self.attr_heads]
-        return torch.cat([*said, self.age_heads(images)], dim=1)
+        if self.age_heads is not None:
+            said.append(self.age_heads(images))
+        return torch.cat(said, dim=1)
 
     def scores(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] RGB in [-1, 1] -> probabilities [B, A + G]."""
         return torch.sigmoid(self.logits(images))
 
     def age_groups(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> int64 [B] in 0 ... G: 0 to 9 years, 10 to 19, ..., 50 to 69, 70 or more."""
+        """[B, 3, H, W] -> int64 [B] in 0 ... G: 0 to 9 years, 10 to 19, ..., 50 to 69, 70 or more.
+
+        Raises:
+            ContractError: A classifier whose ages were left out.
+        """
+        if self.age_heads is None:
+            raise ContractError("age groups", expected="a classifier with its ages", found="without")
         return (self.age_heads(self._fit(images)) > 0).sum(dim=1)
+
+    def only(self, attributes: tuple[str, ...]) -> Self:
+        """A classifier for some of the outputs, in this order; without ages the second network goes.
+
+        Raises:
+            ContractError: A name that it does not know or that is there twice, an age before an attribute, or
+                ages alone.
+        """
+        own = tuple(name for name in attributes if name in self.config.attributes)
+        ages = tuple(name for name in attributes if name in self.config.ages)
+        if own + ages != tuple(attributes) or len(set(attributes)) != len(attributes) or not own:
+            unknown = [name for name in attributes if name not in self.attributes]
+            raise ContractError(
+                "attributes of a network",
+                expected=f"some of {', '.join(self.attributes)}, each once, ages last",
+                found=", ".join(unknown or attributes) or "none",
+            )
+        changes = {"attributes": own, "ages": ages}
+        network = type(self)(self.config.model_copy(update=changes))
+        state: dict[str, Tensor] = {}
+        for name, value in self.state_dict().items():
+            part, _, rest = name.partition(".")
+            if part == "attr_heads":
+                number, _, inner = rest.partition(".")
+                head = self.config.attributes[int(number)]
+                if head in own:
+                    state[f"attr_heads.{own.index(head)}.{inner}"] = value
+            elif part != "age_heads":
+                state[name] = value
+            elif ages:
+                picked = [self.config.ages.index(age) for age in ages]
+                state[name] = value[picked] if rest.startswith("fc.") else value
+        network.load_state_dict(state)
+        device = next(self.parameters()).device
+        return network.to(device).train(self.training).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Alias of `scores`."""

@@ -31,6 +31,20 @@ class SavedNetwork(Protocol):
     config: Any
 
 
+# Which kinds of networks can take a place in a bundle, beside the kind of the same name.
+_SERVES = {
+    "encoder": ("style_encoder",),
+    "labeller": ("attribute_classifier", "resnet_scorer"),
+    "judge": ("labeller", "attribute_classifier", "resnet_scorer"),
+    "identity": ("arcface", "iresnet"),
+}
+
+
+def serves(kind: str, place: str) -> bool:
+    """Whether a network of this kind can take a place in a bundle, e.g. a `style_encoder` as the encoder."""
+    return kind == place or kind in _SERVES.get(place, ())
+
+
 def _registry() -> dict[str, Any]:
     # resolved on use: every network module imports this one
     from sdflow_core.faces import (
@@ -104,15 +118,24 @@ def read_header(data: bytes) -> dict[str, Any]:
         ) from error
 
 
+def is_model(data: bytes) -> bool:
+    """Whether these are bytes of `save_model`; other models (ONNX) are told from them by it."""
+    try:
+        read_header(data)
+    except ContractError:
+        return False
+    return True
+
+
 def load_model(data: bytes, *, expect: str | None = None, device: str | torch.device = "cpu") -> Any:
     """Rebuild a network from `save_model`'s bytes, in evaluation mode, in float32, without gradients.
 
     Raises:
-        ContractError: Unknown kind, another kind than `expect`, missing or unexpected tensors.
+        ContractError: Unknown kind, one that cannot serve as `expect`, missing or unexpected tensors.
     """
     header = read_header(data)
     known = _registry()
-    if header["kind"] not in known or (expect is not None and header["kind"] != expect):
+    if header["kind"] not in known or (expect is not None and not serves(header["kind"], expect)):
         raise ContractError("model kind", expected=expect or sorted(known), found=header["kind"])
     cls = known[header["kind"]]
     model: nn.Module = cls(cls.Config(**header["config"]))

@@ -45,21 +45,8 @@ class Identity(ModelFile):
         Raises:
             ContractError: shapes or types do not fit, points coincide, or the file is no SFace.
         """
-        p = np.asarray(points, dtype=np.float64)
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[3] != 3
-            or p.shape != (len(images), 5, 2)
-        ):
-            raise ContractError(
-                "Images and points do not fit",
-                expected="uint8 [B, H, W, 3] and [B, 5, 2]",
-                found=f"{images.dtype} {list(images.shape)} and {list(p.shape)}",
-            )
         rows = np.empty((len(images), DIMENSIONS), dtype=np.float32)
-        for i, image in enumerate(images):
-            aligned = _to_template(image, p[i])
+        for i, aligned in enumerate(to_template(images, points)):
             vector = np.asarray(
                 self._network().feature(np.ascontiguousarray(aligned[:, :, ::-1]))[0], np.float64
             )
@@ -79,6 +66,22 @@ def default_identity() -> Identity:
         ContractError: the package is not installed.
     """
     return Identity(packaged_model("face_recognition_sface_2021dec_int8bq.onnx"))
+
+
+def to_template(images: NDArray[np.uint8], points: ArrayLike) -> list[NDArray[np.uint8]]:
+    """Faces of pictures [B, H, W, 3] uint8 RGB by their points [B, 5, 2] px: one [112, 112, 3] each.
+
+    Raises:
+        ContractError: shapes or types do not fit, or points coincide.
+    """
+    p = np.asarray(points, dtype=np.float64)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or p.shape != (len(images), 5, 2):
+        raise ContractError(
+            "Images and points do not fit",
+            expected="uint8 [B, H, W, 3] and [B, 5, 2]",
+            found=f"{images.dtype} {list(images.shape)} and {list(p.shape)}",
+        )
+    return [_to_template(image, where) for image, where in zip(images, p, strict=True)]
 
 
 def _to_template(image: NDArray[np.uint8], points: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
@@ -17,11 +18,26 @@ from sdflow_core.records.errors import ContractError
 
 
 class LabellerConfig(NetworkConfig):
-    """Attributes in output order, and the size of the network."""
+    """Attributes in output order, and the size of the network.
+
+    Attributes:
+        attributes: Names of the outputs.
+        resolution: Side in px of what it looks at; other pictures are brought to it.
+        channels: Of the blocks.
+        crop: Share of a picture's side that it looks at, about the middle: a network that learned on nearer
+            crops than those of a bundle looks at the middle of them.
+    """
 
     attributes: tuple[str, ...]
     resolution: int = 64
     channels: tuple[int, ...] = (24, 48, 96, 160)
+    crop: float = Field(default=1.0, gt=0, le=1)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # a file's digest is its identity: models from before there was a crop keep theirs
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if name != "crop" or value != 1.0}
 
 
 class ResidualBlock(nn.Module):
@@ -121,14 +137,25 @@ class AttributeNetwork(nn.Module):
         """[B, 3, H, W] RGB in [-1, 1] -> calibrated logits [B, A].
 
         Raises:
-            ContractError: Another shape than the configured resolution.
+            ContractError: Not a batch of square RGB pictures.
         """
-        size = self.config.resolution
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+        return self.head_of(self.features(self._fit(images))[-1]) * self.slope + self.offset
+
+    def _fit(self, images: Tensor) -> Tensor:
+        """The middle of pictures [B, 3, S, S], brought to the configured resolution."""
+        side = self.config.resolution
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ContractError(
-                "labeller input", expected=f"[B, 3, {size}, {size}]", found=list(images.shape)
+                "labeller input", expected="[B, 3, S, S], RGB and square", found=list(images.shape)
             )
-        return self.head_of(self.features(images)[-1]) * self.slope + self.offset
+        if self.config.crop < 1:
+            width = max(1, round(self.config.crop * images.shape[2]))
+            start = (images.shape[2] - width) // 2
+            images = images[:, :, start : start + width, start : start + width]
+        if images.shape[2] == side:
+            return images
+        # antialiased: otherwise a larger picture would be sampled with holes
+        return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
     def scores(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] RGB in [-1, 1] -> probabilities [B, A] in [0, 1]."""

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sdflow_core.faces.checkpoint import load_model
+from sdflow_core.faces.brought_identity import BroughtIdentity
+from sdflow_core.faces.checkpoint import is_model, load_model
 from sdflow_core.faces.detect import Detector
 from sdflow_core.faces.identity import Identity
 from sdflow_core.records.errors import ContractError
@@ -96,8 +97,13 @@ class Networks:
 
     @cached_property
     def encoder(self) -> Any:
-        """`faces.encoder.Encoder`."""
-        return self._network("encoder")
+        """`faces.encoder.Encoder`, or one of `faces.style_encoder`: one that iterates gets the generator."""
+        from sdflow_core.faces.style_encoder import IteratedEncoder, StyleEncoder
+
+        network = self._network("encoder")
+        if isinstance(network, StyleEncoder) and network.config.iterated:
+            return IteratedEncoder(network, self.generator.synthesize)
+        return network
 
     @cached_property
     def labeller(self) -> Any:
@@ -120,9 +126,12 @@ class Networks:
         return Detector(self._bytes("detector"))
 
     @cached_property
-    def identity(self) -> Identity:
-        """SFace, the gate's judge of identity."""
-        return Identity(self._bytes("identity"))
+    def identity(self) -> Identity | BroughtIdentity:
+        """The gate's judge of identity: SFace, or a network that somebody brought."""
+        data = self._bytes("identity")
+        if not is_model(data):
+            return Identity(data)
+        return BroughtIdentity(load_model(data, expect="identity", device=self.device), self.device)
 
     def batched(self, name: str, call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Apply `call` to micro-batches of constant size.

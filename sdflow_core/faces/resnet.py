@@ -8,7 +8,7 @@ as in torchvision.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,28 @@ class ResNetScorer(nn.Module):
     def attributes(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return self.config.attributes
+
+    def only(self, attributes: tuple[str, ...]) -> Self:
+        """A network for some of the outputs, in this order.
+
+        Raises:
+            ContractError: An attribute that it does not know, or one twice.
+        """
+        unknown = [name for name in attributes if name not in self.attributes]
+        if unknown or len(set(attributes)) != len(attributes) or not attributes:
+            raise ContractError(
+                "attributes of a network",
+                expected=f"some of {', '.join(self.attributes)}, each once",
+                found=", ".join(unknown or attributes) or "none",
+            )
+        network = type(self)(self.config.model_copy(update={"attributes": attributes}))
+        state = dict(self.state_dict())
+        index = [self.attributes.index(name) for name in attributes]
+        for name in ("backbone.fc.weight", "backbone.fc.bias"):
+            state[name] = state[name][index]
+        network.load_state_dict(state)
+        device = next(self.parameters()).device
+        return network.to(device).train(self.training).requires_grad_(False)
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] RGB in [-1, 1], any size -> logits [B, A].

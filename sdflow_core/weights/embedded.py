@@ -44,6 +44,7 @@ def install_embedded(store: Store) -> Bundle:
     digests: dict[str, str] = {}
     for kind in NETWORKS:
         card = json.loads(embedded_file(f"{kind}.card.json"))
+        card["template_scale"] = manifest["template_scale"]
         digests[kind] = models.add(kind, embedded_file(f"{kind}.safetensors"), card)
     return Bundle(
         **digests,

@@ -1,7 +1,7 @@
-"""One door for weight files: what a file is, and the network in it, by its tensors and never by its file name.
+"""One door for weight files: what a file is, and the network in it, by its tensors, never by its file name.
 
-Each family has a file of its own beside this one. A family is asked whether it knows the names and shapes; the
-first that does describes the file.
+Each family has a file of its own beside this one. A family is asked whether it knows the names and shapes;
+the first that does describes the file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sdflow_core.weights.reading import WeightFile, plain_of, read_weights, tens
 
 __all__ = [
     "Inspection",
+    "Opened",
     "inspect",
     "load_attribute_classifier",
     "load_encoder",
@@ -30,6 +31,7 @@ __all__ = [
     "load_generator",
     "load_identity",
     "load_semantic_encoder",
+    "open_weights",
 ]
 
 # In the order in which they are asked: directions last, since any small array may be one.
@@ -43,6 +45,49 @@ _FAMILIES = (
     "direction_files",
 )
 _SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A weight file that was read and recognised, its network not yet made.
+
+    Attributes:
+        file: What was read.
+        family: Module of this package that makes its network.
+        described: What it is.
+        tensors: Its state dict.
+        plain: What lies beside it.
+    """
+
+    file: WeightFile
+    family: str
+    described: Described
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+    def load(self, kind: Kind, **options: Any) -> Any:
+        """The network, which must be of this kind; a generator may also lie inside an encoder's file.
+
+        Raises:
+            ContractError: Another kind, or every tensor that does not fit, with its shape.
+        """
+        tensors, family, where = self.tensors, self.family, self.file.path
+        if kind == "generator" and self.described.kind == "encoder" and (inner := part(tensors, "decoder.")):
+            family, tensors = "stylegan2_files", inner
+        elif kind != self.described.kind:
+            raise _other(kind, self.described, where)
+        return _module(family).load(tensors, self.plain, where=where, **options)
+
+
+def open_weights(path: str | Path) -> Opened:
+    """Read a weight file and tell what it is.
+
+    Raises:
+        ContractError: Not a weight file, or of no known family; the message names the first of its tensors.
+    """
+    file = read_weights(path)
+    family, described = _recognised(file)
+    return Opened(file, family, described, tensors_of(file.content), plain_of(file.content))
 
 
 @dataclass(frozen=True)
@@ -84,14 +129,7 @@ def load_generator(path: str | Path) -> Generator:
     Raises:
         ContractError: No such file, or every tensor that does not fit, with its shape.
     """
-    file = read_weights(path)
-    family, described = _recognised(file)
-    tensors, plain = tensors_of(file.content), plain_of(file.content)
-    if described.kind == "encoder" and (inner := part(tensors, "decoder.")):
-        family, tensors = "stylegan2_files", inner
-    elif described.kind != "generator":
-        raise _other("generator", described, file.path)
-    return _module(family).load(tensors, plain, where=file.path)
+    return open_weights(path).load("generator")
 
 
 def load_encoder(path: str | Path, **options: Any) -> Any:
@@ -155,12 +193,7 @@ def load_semantic_encoder(path: str | Path, *, attributes: Sequence[str] | None 
 
 
 def _load(kind: Kind, path: str | Path, options: Mapping[str, Any]) -> Any:
-    file = read_weights(path)
-    family, described = _recognised(file)
-    if described.kind != kind:
-        raise _other(kind, described, file.path)
-    tensors, plain = tensors_of(file.content), plain_of(file.content)
-    return _module(family).load(tensors, plain, where=file.path, **options)
+    return open_weights(path).load(kind, **options)
 
 
 def _module(family: str) -> Any:
