@@ -1,7 +1,7 @@
-"""One door for weight files: what a file is, and the network in it, by its tensors and never by its file name.
+"""One door for weight files: what a file is, and the network in it, told by its tensors, never by its name.
 
-Each family has a file of its own beside this one. A family is asked whether it knows the names and shapes; the
-first that does describes the file.
+Each family has a file of its own beside this one. A family is asked whether it knows the names and shapes;
+the first that does describes the file.
 """
 
 from __future__ import annotations

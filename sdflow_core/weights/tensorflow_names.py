@@ -1,4 +1,4 @@
-"""TensorFlow's variables of the first StyleGAN2 pickles, by the names and with the axes of the PyTorch ones."""
+"""TensorFlow's variables of the first StyleGAN2 pickles, with the names and axes of the PyTorch ones."""
 
 from __future__ import annotations
 
