@@ -33,7 +33,18 @@ class SavedNetwork(Protocol):
 
 def _registry() -> dict[str, Any]:
     # resolved on use: every network module imports this one
-    from sdflow_core.faces import encoder, generator, labeller, prior, resnet
+    from sdflow_core.faces import (
+        attribute_classifier,
+        encoder,
+        generator,
+        ir_se,
+        iresnet,
+        labeller,
+        prior,
+        resnet,
+        style_encoder,
+        unscored,
+    )
 
     classes: list[Any] = [
         generator.Generator,
@@ -42,6 +53,11 @@ def _registry() -> dict[str, Any]:
         labeller.JudgeNetwork,
         prior.Prior,
         resnet.ResNetScorer,
+        style_encoder.StyleEncoder,
+        ir_se.ArcFace,
+        iresnet.IResNet,
+        attribute_classifier.AttributeClassifier,
+        unscored.Unscored,
     ]
     return {c.kind: c for c in classes}
 

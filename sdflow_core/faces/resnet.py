@@ -42,7 +42,7 @@ class ResNetScorer(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = _ResNet(config.depth, len(config.attributes))
+        self.backbone = ResNet(config.depth, len(config.attributes))
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -72,21 +72,31 @@ class ResNetScorer(nn.Module):
         return self.scores(images)
 
 
-class _ResNet(nn.Module):
-    def __init__(self, depth: Depth, outputs: int) -> None:
+class ResNet(nn.Module):
+    """The bare network, with the names of torchvision.
+
+    Args:
+        depth: 34 or 50.
+        outputs: Of the last linear layer; None leaves it out, and the pooled features come out.
+        first: Channels of the first stage; each later one has twice as many.
+    """
+
+    def __init__(self, depth: Depth, outputs: int | None, first: int = 64) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        kind, channels = (_Basic if depth == 34 else _Bottleneck), 64
+        self.conv1 = nn.Conv2d(3, first, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        kind, channels = (_Basic if depth == 34 else _Bottleneck), first
         for stage, blocks in enumerate(STAGES):
-            width, layers = 64 * 2**stage, list[nn.Module]()
+            width, layers = first * 2**stage, list[nn.Module]()
             for block in range(blocks):
                 layers.append(kind(channels, width, 2 if stage and block == 0 else 1))
                 channels = width * kind.EXPANSION
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
-        self.fc = nn.Linear(channels, outputs)
+        self.channels = channels
+        self.fc = nn.Identity() if outputs is None else nn.Linear(channels, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, outputs], or features [B, channels]."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)

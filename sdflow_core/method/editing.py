@@ -11,6 +11,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import load_model
+from sdflow_core.method.direction_editor import DirectionEditor
 from sdflow_core.method.edit_map import EditMap, EditMapConfig
 from sdflow_core.method.editor import EditedBatch, Editor, EditorBase, Prepared, file_metadata
 from sdflow_core.method.flow_kinds import AnyFlow, make_flow, read_flow_config
@@ -23,6 +24,7 @@ from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError
 
 __all__ = [
+    "DirectionEditor",
     "EditConfig",
     "EditedBatch",
     "Editor",
@@ -136,7 +138,9 @@ class LinearEditor(EditorBase):
         return self.pack({"directions": self.directions}, {})
 
 
-def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEditor | MapEditor | LinearEditor:
+def load_editor(
+    data: bytes, *, device: str | torch.device = "cpu"
+) -> FlowEditor | MapEditor | LinearEditor | DirectionEditor:
     """Rebuild an editor from `to_bytes`.
 
     Raises:
@@ -159,6 +163,10 @@ def load_editor(data: bytes, *, device: str | torch.device = "cpu") -> FlowEdito
                 raise ValueError(f"directions are {list(tensors['directions'].shape)}, not {wanted}")
             _require_finite(tensors, "the directions")
             return LinearEditor(tensors["directions"].to(device), semantic, digest)
+        if kind == DirectionEditor.kind:
+            mean, places = (tensors[n].to(device) if n in tensors else None for n in ("mean", "places"))
+            directions = tensors["directions"].to(device)
+            return DirectionEditor(directions, semantic.attributes, digest, mean=mean, places=places)
         if kind not in (FlowEditor.kind, MapEditor.kind):
             raise ValueError(f"kind {kind}")
         count = len(semantic.attributes)
