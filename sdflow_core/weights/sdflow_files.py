@@ -1,14 +1,14 @@
 """The original's files: `prior-XXXXXXX` (the flow) and `labeldist-XXXXXXX` (the semantic encoder).
 
-Both are bare state dicts written by `torch.save`. Read as plain tensors: a file that holds anything else is
-refused before any of it runs. StyleFlow's `modellarge10k.pt` has the layout of the flow with 17 conditions.
-Shapes are told from the file; what differs from the expected layout is named with both shapes.
+Both are bare state dicts written by `torch.save`. Read as plain tensors (`weights.reading`): a file that holds
+anything else is refused, and nothing in it ever runs. StyleFlow's `modellarge10k.pt` has the layout of the flow
+with 17 conditions. Shapes are told from the file; what differs from the expected layout is named with both
+shapes.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +21,10 @@ from sdflow_core.faces.resnet import Depth, ResNetConfig, ResNetScorer
 from sdflow_core.method.paper import PaperFlow, PaperFlowConfig
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.records.errors import ContractError
+from sdflow_core.weights.bounds import shown
+from sdflow_core.weights.describing import Described
+from sdflow_core.weights.fitting import count_parameters
+from sdflow_core.weights.reading import read_weight_bytes, read_weights
 
 Source = str | Path | bytes
 
@@ -28,7 +32,9 @@ ROWS, DIM = 18, 512  # of the generator that the original edits
 RELEASED_ATTRIBUTES = ("eyeglasses", "male", "young")  # CelebA's 15, 20, 39: those of the released weights
 
 _LAYER = "chain.1.odefunc.diffeq.layers."
-_SHOWN = 8  # differing tensors named in a message; the rest are counted
+_FLOW_BUFFERS = ("step", "running_mean", "running_var", "_num_evals")
+_SHOWN = 8  # tensors named in a message that only says what was found instead
+_LICENCE = "the original publishes no licence; StyleFlow is CC BY-NC-SA 4.0"
 
 
 def read_flow(
@@ -56,7 +62,17 @@ def read_flow(
             missing, unexpected, of another shape or not finite.
     """
     state, where = _read(source)
-    config = config or PaperFlowConfig()
+    return _flow(state, where, rows, dim, attributes, config or PaperFlowConfig())
+
+
+def _flow(
+    state: Mapping[str, Tensor],
+    where: str,
+    rows: int,
+    dim: int,
+    attributes: int | None,
+    config: PaperFlowConfig,
+) -> PaperFlow:
     found = _flow_sizes(state, where)
     wanted = {"D": dim, "width": config.width, "layers": config.depth}
     wanted["attributes"] = found["attributes"] if attributes is None else attributes
@@ -71,6 +87,78 @@ def read_flow(
     flow = PaperFlow(rows, dim, found["attributes"], config)
     _load(flow, state, where)
     return flow.eval().requires_grad_(False)
+
+
+def recognise(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Described | None:
+    """Tell a flow or a semantic encoder of the original from names and shapes; works on `meta` tensors.
+
+    Args:
+        tensors: The state dict.
+        plain: What lies beside it; nothing is read from it.
+
+    Returns:
+        What it is, or None for something else. L of a flow is in no shape, so `layers` is None.
+    """
+    del plain
+    head = tensors.get("backbone.fc.weight")
+    if head is not None and head.ndim == 2 and "backbone.conv1.weight" in tensors:
+        return Described(
+            kind="semantic_encoder",
+            family="sdflow-labeldist",
+            resolution=256,
+            depth=_depth(tensors, head.shape[1], "the file"),
+            attributes=head.shape[0],
+            parameters=count_parameters(tensors),
+            notes=("the names of its outputs are not in the file",),
+            licence=_LICENCE,
+        )
+    if f"{_LAYER}0._layer.weight" not in tensors or f"{_LAYER}0._hyper_gate.weight" not in tensors:
+        return None
+    sizes = _flow_sizes(tensors, "the file")
+    notes = (
+        "the rows of the generator are not in the file",
+        "the order of its conditions is not in the file",
+    )
+    return Described(
+        kind="flow",
+        family="sdflow-cnf",
+        style_dim=sizes["D"],
+        depth=sizes["layers"],
+        attributes=sizes["attributes"],
+        parameters=sum(v.numel() for name, v in tensors.items() if not name.endswith(_FLOW_BUFFERS)),
+        notes=notes,
+        licence=_LICENCE,
+    )
+
+
+def load(
+    tensors: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
+    *,
+    rows: int = ROWS,
+    dim: int | None = None,
+    attributes: Sequence[str] | None = None,
+    where: str = "the file",
+) -> PaperFlow | SemanticEncoder:
+    """Make the flow or the semantic encoder of a file, all sizes as the file has them.
+
+    Args:
+        tensors: The state dict.
+        plain: What lies beside it; nothing is read from it.
+        rows: L of the generator, for a flow.
+        dim: D that is expected of a flow; None takes what the file has.
+        attributes: Names of the outputs of a semantic encoder.
+        where: The file, for messages.
+
+    Raises:
+        ContractError: As for `read_flow` and `read_semantic_encoder`.
+    """
+    del plain
+    if "backbone.fc.weight" in tensors:
+        return _semantic_encoder(tensors, where, attributes)
+    sizes = _flow_sizes(tensors, where)
+    config = PaperFlowConfig(width=sizes["width"], depth=sizes["layers"])
+    return _flow(tensors, where, rows, sizes["D"] if dim is None else dim, None, config)
 
 
 def write_flow(flow: PaperFlow) -> bytes:
@@ -95,6 +183,12 @@ def read_semantic_encoder(source: Source, attributes: Sequence[str] | None = Non
             another shape or not finite.
     """
     state, where = _read(source)
+    return _semantic_encoder(state, where, attributes)
+
+
+def _semantic_encoder(
+    state: Mapping[str, Tensor], where: str, attributes: Sequence[str] | None
+) -> SemanticEncoder:
     head = state.get("backbone.fc.weight")
     if head is None or head.ndim != 2:
         raise ContractError(
@@ -174,37 +268,21 @@ def _in_words(sizes: Mapping[str, int]) -> str:
 def _read(source: Source) -> tuple[dict[str, Tensor], str]:
     """A file as named tensors, nothing of it executed; gives also what to call it in a message."""
     if isinstance(source, bytes):
-        data, where = source, f"{len(source)} bytes"
+        file = read_weight_bytes(source, f"{len(source)} bytes")
     else:
-        where = str(source)
-        try:
-            data = Path(source).read_bytes()
-        except OSError as error:
-            raise ContractError("a file that cannot be read", found=str(error), where=where) from error
-    try:
-        document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ContractError(
-            "a file that holds more than tensors, or is damaged",
-            expected="a state dict; code in a file is never run",
-            found=str(error)[:200],
-            where=where,
-        ) from error
-    except Exception as error:  # torch.load raises many kinds for damaged bytes
-        raise ContractError(
-            "a damaged file", expected="a state dict of torch.save", found=str(error)[:200], where=where
-        ) from error
-    if isinstance(document, dict) and isinstance(inner := cast(Any, document).get("state_dict"), dict):
-        document = cast(Any, inner)
-    if not isinstance(document, dict):
-        raise ContractError("not a state dict", found=type(document).__name__, where=where)
+        file = read_weights(source)
+    content, where = file.content, file.path
+    if isinstance(content, dict) and isinstance(inner := cast(Any, content).get("state_dict"), dict):
+        content = cast(Any, inner)
+    if not isinstance(content, dict):
+        raise ContractError("not a state dict", found=type(content).__name__, where=where)
     state: dict[str, Tensor] = {}
-    for key, value in cast(dict[Any, Any], document).items():
+    for key, value in cast(dict[Any, Any], content).items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ContractError(
                 "not a state dict",
                 expected="tensors by name",
-                found=f"{key!r}: {type(value).__name__}",
+                found=f"{shown(key)}: {type(value).__name__}",
                 where=where,
             )
         name = key.removeprefix("module.")  # of a data-parallel training
@@ -230,11 +308,10 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         elif name.endswith("running_var") and bool((value < 0).any()):
             wrong.append(f"{name} has negative variances")
     if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise ContractError(
             "tensors that do not fit",
             expected=f"exactly the {len(wanted)} tensors of {type(network).__name__}",
-            found="; ".join(wrong[:_SHOWN]) + more,
+            found="; ".join(wrong),
             where=where,
         )
     network.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()})
