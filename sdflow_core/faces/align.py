@@ -42,7 +42,7 @@ def quad_from_points(points: ArrayLike, scale: float = 1.0) -> NDArray[np.float6
         >>> [round(float(v), 1) for v in quad[0]]
         [-21.0, -26.5]
     """
-    p = _points(points)
+    p = checked_points(points)
     if not scale > 0:
         raise ContractError("The crop scale is wrong", expected="a number above 0", found=scale)
     eye, mouth = (p[0] + p[1]) / 2, (p[3] + p[4]) / 2
@@ -114,13 +114,18 @@ def points_in_crop(
     Raises:
         ContractError: wrong shapes or a degenerate quad.
     """
-    p, corners = _points(points), checked_quad(quad)
+    p, corners = checked_points(points), checked_quad(quad)
     to_unit = cv2.getPerspectiveTransform(corners.astype(np.float32), _CORNERS.astype(np.float32))
     mapped = np.concatenate([p, np.ones((len(p), 1))], axis=1) @ to_unit.T
     return (mapped[:, :2] / mapped[:, 2:] + grid_offset) * size - 0.5
 
 
-def _points(points: ArrayLike) -> NDArray[np.float64]:
+def checked_points(points: ArrayLike) -> NDArray[np.float64]:
+    """Facial points as [5, 2] float64.
+
+    Raises:
+        ContractError: another shape, or values that are not finite.
+    """
     p = np.asarray(points, dtype=np.float64)
     if p.shape != (5, 2) or not np.isfinite(p).all():
         raise ContractError("These are no facial points", expected="[5, 2] finite numbers", found=p.tolist())

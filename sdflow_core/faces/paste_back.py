@@ -34,7 +34,7 @@ from sdflow_core.records.errors import ContractError
 
 __all__ = ["EditedFace", "PasteConfig", "Pasted", "paste_back"]
 
-_STRIP_PIXELS = 250_000  # what is computed at a time: 20 MB of floats, however large the face
+_STRIP_PIXELS = 100_000  # what is computed at a time: 8 MB of floats, however large the face
 _LARGEST_GRID = 2048
 # OpenCV's warps know 32 places between two pixels; on a small crop drawn large that shows as steps, so that
 # crops are enlarged first, up to this.
@@ -226,18 +226,22 @@ class _Ready:
         strip = strip[0] + first, strip[1], strip[0] + last, strip[3]
         part = pixels[strip[1] : strip[3], strip[0] : strip[2]]
         here = part.astype(np.float32)
-        bare = here
+        grain: NDArray[np.float32] | None = None
         if smooth is not None:
             x, y = strip[0] - self.box[0], strip[1] - self.box[1]
-            fine = here - smooth[y : y + here.shape[0], x : x + here.shape[1]]
-            bare = here - np.clip(fine, -_GRAIN_LEVELS, _GRAIN_LEVELS)
+            grain = here - smooth[y : y + here.shape[0], x : x + here.shape[1]]
+            np.clip(grain, -_GRAIN_LEVELS, _GRAIN_LEVELS, out=grain)
         warped = self._warp(layers, strip)
-        if self.config.blend == "replace":
-            step = warped - bare
-        else:
+        if self.config.blend == "change" and coarse is None:
             step = warped[:, :, :3]
+        else:
+            step = warped if coarse is None else self._warp(coarse, strip)
+            step -= here
+            if grain is not None:
+                step += grain
             if coarse is not None:
-                step = step - warped[:, :, 3:] * (bare - self._warp(coarse, strip))
+                step *= warped[:, :, 3:]
+                step += warped[:, :, :3]
         step *= mask
         here += step
         np.rint(here, out=here)

@@ -18,7 +18,7 @@ __all__ = ["Box", "MaskConfig", "box_of", "crop_mask", "picture_to_crop", "warpe
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in px; right and bottom are the first px outside
 
-_NODES = 512  # intervals of the grid that a mask is kept on; its nodes lie on the border, where it is 0
+_NODES = 256  # intervals of the grid that a mask is kept on; its nodes lie on the border, where it is 0
 _SHORTEST_SIDE_PX = 4.0
 # The ellipse of a face, in units of h, half the side of its FFHQ square: from the eyes' middle it lies by
 # this share of the way to the mouth, and ends (mask 0) by these beside and above. Hair line to chin of an
