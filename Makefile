@@ -9,6 +9,9 @@ STAMP := $(VENV)/.installed
 # One thread a process for numeric libraries: the tests run several processes side by side.
 TEST_ENV := OMP_NUM_THREADS=1
 WORKERS ?= 2
+# A file stays on one worker, and files go out in the order of the folders: end-to-end tests first, doctests last. (By
+# itself xdist hands out files with many tests first, and the few long ones last: one worker would wait for the other.)
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-long s3 check bench clean install
 
@@ -27,11 +30,11 @@ demo: $(STAMP)
 	$(BIN)/sdflow demo
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not long"
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD) -m "not long"
 
 # everything, with the full forms of the S3, crash and Ray suites: hours, not minutes
 test-long: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --timeout 3600
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(SPREAD) --timeout 3600
 
 # an S3 server on this machine, without containers; Ctrl-C ends it
 s3: $(STAMP)

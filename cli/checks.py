@@ -72,6 +72,16 @@ def attributes_to_train(store: Store, asked: str) -> tuple[str, ...]:
     return names
 
 
+def training_to_start_from(name: str) -> None:
+    """`--config` of a training: a setting that there is."""
+    from sdflow_core.method.training_set import CONFIGS
+
+    if name not in CONFIGS:
+        raise ContractError(
+            "the setting to train with", expected=" or ".join(CONFIGS), found=name, where="--config"
+        )
+
+
 def before_edit(store: Store, dataset: str, request: dict[str, float | str]) -> None:
     """An editor in force, attributes that it knows, latents."""
     before_work(store, dataset, "latents", f"run `sdflow invert {dataset}` first")

@@ -67,12 +67,13 @@ def evaluate_dataset(
         )
     networks, editor = networks_of(store, bundle.digest), editor_of(store, bundle.editor)
     names = attributes or editor.attributes
-    keys, codes = _codes(store, dataset, bundle, names)
+    keys = _keys(store, dataset, bundle, names)
+    drawn = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))[:images].sort().values
+    codes = _codes(store, dataset, [keys[row] for row in drawn])
     editor.check(networks.digest("encoder"), (codes.shape[1], codes.shape[2]), names)
-    drawn = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))[:images].sort().values
     found = sweep(
         editor,
-        codes[drawn],
+        codes,
         names,
         _strengths(len(names)),
         networks.render,
@@ -145,11 +146,9 @@ def evaluated(found: Sweep, tracked: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _codes(store: Store, dataset: str, bundle: Any, names: tuple[str, ...]) -> tuple[list[str], Tensor]:
-    """Latents [N, L, D] of the faces under a consent that holds and allows these edits, by row key."""
-    import torch
-
-    from sdflow_core.records.tables import Table, wplus_numpy
+def _keys(store: Store, dataset: str, bundle: Any, names: tuple[str, ...]) -> list[str]:
+    """Row keys, in order, of the latents of faces under a consent that holds and allows these edits."""
+    from sdflow_core.records.tables import Table
 
     day = today()
     faces = {
@@ -157,9 +156,8 @@ def _codes(store: Store, dataset: str, bundle: Any, names: tuple[str, ...]) -> t
         for source in kept_sources(store, dataset, recipes.ingest(bundle).key)
         if not ended(source, day) and _allowed(source["consent_attributes"] or (), names)
     }
-    columns = ["row_key", "face_id", "w_plus"]
     table = Table(store, dataset, "latents").read(
-        recipe=recipes.invert(bundle).key, columns=columns, statuses=["kept"]
+        recipe=recipes.invert(bundle).key, columns=["row_key", "face_id"], statuses=["kept"]
     )
     rows = table.filter([face in faces for face in table["face_id"].to_pylist()]).sort_by("row_key")
     if rows.num_rows == 0:
@@ -169,7 +167,18 @@ def _codes(store: Store, dataset: str, bundle: Any, names: tuple[str, ...]) -> t
             where=f"dataset {dataset}",
             todo=f"run `sdflow invert {dataset}` with the bundle that is promoted now",
         )
-    return rows["row_key"].to_pylist(), torch.from_numpy(wplus_numpy(rows, "w_plus").copy())
+    return rows["row_key"].to_pylist()
+
+
+def _codes(store: Store, dataset: str, keys: list[str]) -> Tensor:
+    """Latents [N, L, D] of these rows: of a large table nothing but their row groups is read."""
+    import torch
+
+    from sdflow_core.records.picking import pick_rows
+    from sdflow_core.records.tables import Table, wplus_numpy
+
+    rows = pick_rows(Table(store, dataset, "latents"), keys, ["w_plus"])
+    return torch.from_numpy(wplus_numpy(rows, "w_plus").copy())
 
 
 def _allowed(consent: Sequence[str], names: tuple[str, ...]) -> bool:

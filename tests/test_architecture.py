@@ -152,3 +152,14 @@ def test_no_module_is_named_like_one_of_pythons_own() -> None:
     own = sys.stdlib_module_names
     for path in files("flows", "tasks", "cli"):
         assert path.stem not in own or path.stem.startswith("__"), path
+
+
+def test_no_two_configurations_share_a_name() -> None:
+    bases = ("Config", "NetworkConfig")
+    named: dict[str, list[str]] = {}
+    for path in files("sdflow_core"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef) and {ast.unparse(base) for base in node.bases} & set(bases):
+                named.setdefault(node.name, []).append(module(path))
+    twice = {name: places for name, places in named.items() if len(places) > 1 and name not in bases}
+    assert len(named) > 20 and not twice

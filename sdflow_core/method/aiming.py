@@ -9,27 +9,35 @@ they are corrected together, by a matrix of what each does to each reading, lear
 (Broyden, Mathematics of Computation 19, 1965, the first of his two updates). The best picture seen is kept,
 whatever came after: a reading that does not rise evenly costs tries and never the result.
 
-z is computed before, once for each image (`Editor.prepare`). Every network call sees exactly `micro_batch`
-rows, the last ones repeated, and what is asked is rounded to 2^-12: a row gives the same bytes whatever its
-neighbours.
+z is computed before, once for each image (`Editor.prepare`). What is asked is rounded to 2^-12, and `drawing`
+asks in calls of constant size: a row gives the same bytes whatever its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sdflow_core.method.condition import attributes_of, features
+from sdflow_core.method.condition import features
+from sdflow_core.method.drawing import Look, draw_at, prepare_all
 from sdflow_core.method.editor import Editor, Prepared
 from sdflow_core.method.request import EditConfig, Variant, change_of
 from sdflow_core.records.errors import ContractError
 
-__all__ = ["Aimed", "Aims", "Look", "aim", "aims_of", "draw_at", "padded", "prepare_all", "strength_of"]
+__all__ = [
+    "Aimed",
+    "Aims",
+    "Look",
+    "aim",
+    "aims_of",
+    "draw_at",
+    "prepare_all",
+    "strength_of",
+]
 
-Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _GRID = 4096.0  # what is asked is a multiple of 1 / _GRID
 _LEAST_STEP, _GREATEST_STEP = 0.05, 2.0  # of phi, where nothing brackets the goal
 _FLATTEST, _STEEPEST = 0.25, 4.0  # read logit / 2 by asked phi
@@ -65,6 +73,7 @@ class Aimed:
     reached: Tensor  # [B] bool
     capped: Tensor  # [B] bool: not reached, and some attribute was asked for at the greatest distance
     finite: Tensor  # [B] bool: False where no picture could be drawn
+    why: tuple[str, ...]  # [B] what the editor's solver last said of the row, "" where it always got through
 
 
 def aims_of(
@@ -98,46 +107,6 @@ def aims_of(
     return Aims(asked, goal, flip)
 
 
-def prepare_all(editor: Editor, w_plus: Tensor, s: Tensor, micro_batch: int) -> Prepared:
-    """`Editor.prepare` of codes [B, L, D] with s [B, A], in calls of constant size."""
-    groups = [editor.prepare(*group) for _, group in padded((w_plus, s), micro_batch)]
-
-    def joined(name: str) -> object:
-        first = getattr(groups[0], name)
-        return (
-            torch.cat([getattr(g, name) for g in groups])[: len(w_plus)] if torch.is_tensor(first) else first
-        )
-
-    return type(groups[0])(**{item.name: joined(item.name) for item in fields(groups[0])})  # pyright: ignore
-
-
-def draw_at(
-    editor: Editor, prepared: Prepared, phi: Tensor, rows: Tensor, look: Look, micro_batch: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Edit some prepared rows to phi(s'), and look at them.
-
-    Args:
-        editor: Any editor.
-        prepared: Of all rows.
-        phi: [b, A] wanted of these rows; entries equal to phi(s) are left alone exactly.
-        rows: [b] which of the prepared rows.
-        look: (codes, rows) -> (images [b, 3, H, W], scores [b, K]).
-        micro_batch: Rows a call.
-
-    Returns:
-        Codes, images and scores of these rows.
-    """
-    s = prepared.s[rows]
-    s_after = torch.where(phi == _phi(s), s, attributes_of(phi).to(s))
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.no_grad():
-        for count, (some, wanted) in padded((rows, s_after), micro_batch):
-            codes = editor.apply(prepared.take(some), wanted).w_plus
-            found.append(tuple(part[:count] for part in (codes, *look(codes, some))))  # pyright: ignore
-    codes, images, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return codes, images, scores
-
-
 def strength_of(phi: Tensor, start: Tensor, read: Tensor, aims: Aims) -> Tensor:
     """How far rows went [B]: the greatest step of an asked attribute as a share of its nominal step.
 
@@ -157,6 +126,7 @@ def aim(
     columns: Sequence[int],
     look: Look,
     config: EditConfig,
+    lost: Sequence[bool] | None = None,
 ) -> Aimed:
     """Search phi(s') of every row until the labeller reads what was asked for, of all asked attributes.
 
@@ -169,6 +139,7 @@ def aim(
         columns: For each attribute of the editor its column of the scores.
         look: (codes [b, L, D], rows [b]) -> (images, scores); b is always `config.micro_batch`.
         config: Tries, greatest distance, tolerances.
+        lost: [B] rows that are not to be drawn at all; they come back as they were, and not finite.
 
     Raises:
         ContractError: No rows, or parts that do not fit together.
@@ -182,13 +153,18 @@ def aim(
             found=f"{count} rows, aims {sorted(shapes)}, {len(columns)} columns, {len(scores)} scores",
         )
     search = _Search(prepared, scores[:, list(columns)], aims, config)
+    if lost is not None:
+        gone = torch.tensor(lost, dtype=torch.bool, device=search.done.device)
+        search.done |= gone
+        search.any_finite &= ~gone
+    why: dict[int, str] = {}
     best = {"w_plus": prepared.w_plus.clone(), "images": images.clone(), "scores": scores.clone()}
     for _ in range(config.tries):
         rows = torch.nonzero(~search.done)[:, 0]
         if not len(rows):
             break
         asked = search.next(rows)
-        found = draw_at(editor, prepared, asked, rows, look, config.micro_batch)
+        found = draw_at(editor, prepared, asked, rows, look, config.micro_batch, why)
         finite = torch.stack([torch.isfinite(part).flatten(1).all(1) for part in found]).all(0)
         better = search.saw(rows, asked, found[2][:, list(columns)], finite)
         for part, seen in zip(best.values(), found, strict=True):
@@ -201,6 +177,7 @@ def aim(
         reached=search.best_excess <= 0,
         capped=search.at_end & (search.best_excess > 0),
         finite=search.any_finite,
+        why=tuple(why.get(row, "") for row in range(count)),
     )
 
 
@@ -352,13 +329,3 @@ def _phi(s: Tensor) -> Tensor:
 
 def _half_logit(scores: Tensor) -> Tensor:
     return 0.5 * torch.logit(scores.double().clamp(_LEAST_SCORE, 1.0 - _LEAST_SCORE))
-
-
-def padded(parts: tuple[Tensor, ...], size: int) -> list[tuple[int, tuple[Tensor, ...]]]:
-    """Cut tensors into groups of exactly `size` rows, the last one repeated: [(rows that count, group)]."""
-    out: list[tuple[int, tuple[Tensor, ...]]] = []
-    total = len(parts[0])
-    for start in range(0, total, size):
-        index = torch.arange(start, start + size).clamp_max(total - 1).to(parts[0].device)
-        out.append((min(size, total - start), tuple(part[index] for part in parts)))
-    return out

@@ -25,9 +25,9 @@ from sdflow_core.records.errors import ContractError
 
 __all__ = [
     "DirectionEditor",
-    "EditConfig",
     "EditedBatch",
     "Editor",
+    "FlowEditConfig",
     "FlowEditor",
     "LinearEditor",
     "MapEditor",
@@ -39,7 +39,7 @@ __all__ = [
 EDIT_SOLVER = SolverConfig(method="rk4", steps=2)
 
 
-class EditConfig(Config):
+class FlowEditConfig(Config):
     """How a flow edits.
 
     Attributes:
@@ -54,6 +54,11 @@ class EditConfig(Config):
     inversion_free: bool = False
 
 
+EditConfig = (
+    FlowEditConfig  # its former name, for scripts that use it; `request.EditConfig` is something else
+)
+
+
 class FlowEditor(EditorBase):
     """Edits by there-and-back through the flow: z = to_base(w, s), w' = from_base(z, s')."""
 
@@ -64,11 +69,11 @@ class FlowEditor(EditorBase):
         flow: AnyFlow,
         semantic_encoder: SemanticEncoder,
         encoder_digest: str,
-        config: EditConfig | None = None,
+        config: FlowEditConfig | None = None,
     ) -> None:
         super().__init__(semantic_encoder, encoder_digest, flow.rows, flow.dim)
         self.flow = flow.eval().requires_grad_(False)
-        self.config = config or EditConfig()
+        self.config = config or FlowEditConfig()
 
     @torch.no_grad()
     def prepare(self, w_plus: Tensor, s: Tensor) -> Prepared:
@@ -173,7 +178,7 @@ def load_editor(
         flow = make_flow(document["rows"], document["dim"], count, read_flow_config(config["flow"]))
         _load(flow, _part(tensors, "flow."), "the flow")
         if kind == FlowEditor.kind or not isinstance(flow, PrincipalFlow):
-            return FlowEditor(flow.to(device), semantic, digest, EditConfig(**config["edit"]))
+            return FlowEditor(flow.to(device), semantic, digest, FlowEditConfig(**config["edit"]))
         edit_map = EditMap(len(flow.basis), count, EditMapConfig(**config["map"]))
         _load(edit_map, _part(tensors, "map."), "the edit map")
         return MapEditor(flow.to(device), edit_map.to(device), semantic, digest)

@@ -16,16 +16,9 @@ import torch
 from torch import Tensor
 
 from sdflow_core.faces.networks import Networks, count_call, to_tensor, to_uint8
-from sdflow_core.method.aiming import (
-    Aims,
-    Look,
-    aim,
-    aims_of,
-    draw_at,
-    prepare_all,
-    strength_of,
-)
+from sdflow_core.method.aiming import Aims, aim, aims_of, strength_of
 from sdflow_core.method.condition import features
+from sdflow_core.method.drawing import Look, draw_at, prepare_each
 from sdflow_core.method.editor import Editor, Prepared
 from sdflow_core.method.request import EditConfig, Target, Variant, check_variant
 from sdflow_core.method.residual import carried
@@ -134,8 +127,9 @@ def begin(
 ) -> Begun:
     """Once for each code [N, L, D]: picture, scores, s, and what the editor prepares. See `render_edits`.
 
-    Codes that are not finite, or whose numbers are all the same, are named in `lost` and edited as zeros, so
-    that a micro-batch keeps its size; nobody is shown what becomes of them.
+    Codes that are not finite, or whose numbers are all the same, are named in `lost` and prepared as zeros,
+    so that a micro-batch keeps its size; nobody is shown what becomes of them. So are those with which the
+    editor's solver does not get through.
     """
     flat = w_plus.flatten(1)
     finite = torch.isfinite(flat).all(1)
@@ -147,7 +141,7 @@ def begin(
     s = networks.batched("semantic_encoder", editor.encode_semantics, reconstruction)
     readable = torch.isfinite(s).all(1)
     s = torch.where(readable[:, None], s, 0.5)
-    prepared = prepare_all(editor, codes, s, config.micro_batch)
+    prepared, diverged = prepare_each(editor, codes, s, config.micro_batch)
     count_call(networks.calls, "flow", -(-len(codes) // config.micro_batch))
     whole = to_tensor(crops) if crops is not None and config.carry_residual else None
     images = reconstruction if whole is None else whole
@@ -157,9 +151,11 @@ def begin(
         else "the latent is constant: no encoder gives such a code"
         if flat_
         else ""
-        if seen
+        if seen and row not in diverged
         else "the reconstruction holds numbers that are not finite"
-        for ok, flat_, seen in zip(finite, constant, drawn & readable, strict=True)
+        if not seen
+        else f"the editor's solver gives no z for this latent: {diverged[row]}"
+        for row, (ok, flat_, seen) in enumerate(zip(finite, constant, drawn & readable, strict=True))
     )
     return Begun(
         prepared=prepared,
@@ -194,10 +190,12 @@ def draw_edits(
     labels_before = begun.labels[rows]
     aims = aims_of(variants, editor.attributes, labels_before[:, columns], config)
     prepared, before = begun.prepared.take(rows), begun.images[rows]
-    found = aim(editor, prepared, before, labels_before, aims, columns, _look(networks, begun, rows), config)
+    look, gone = _look(networks, begun, rows), [bool(begun.lost[int(row)]) for row in rows]
+    found = aim(editor, prepared, before, labels_before, aims, columns, look, config, gone)
     lost = tuple(
-        begun.lost[int(row)] or ("" if ok else "the edit gave numbers that are not finite")
-        for row, ok in zip(rows, found.finite, strict=True)
+        begun.lost[int(row)]
+        or ("" if ok else "the edit gave numbers that are not finite" + (why and f": {why}"))
+        for row, ok, why in zip(rows, found.finite, found.why, strict=True)
     )
     count_call(networks.calls, "flow", -(-int(found.tries.sum()) // config.micro_batch))
     return DrawnEdits(

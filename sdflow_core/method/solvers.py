@@ -19,6 +19,11 @@ from sdflow_core.records.errors import ContractError
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 
 
+class DivergedError(ContractError):
+    """A row whose state is not finite, or a field that the solver does not get through: other rows, solved
+    without it, may be well."""
+
+
 class SolverConfig(Config):
     """How to integrate.
 
@@ -81,7 +86,7 @@ def integrate(
         y(t1), same structure as y0.
 
     Raises:
-        ContractError: A row of y0 or of the result that is not finite, or a field so stiff that `dopri5`
+        DivergedError: A row of y0 or of the result that is not finite, or a field so stiff that `dopri5`
             has not arrived after `max_steps`.
 
     Example:
@@ -145,8 +150,8 @@ def _adaptive(
     return tuple(part[-1] for part in path)
 
 
-def _stiff(config: SolverConfig, t0: float, t1: float, found: str) -> ContractError:
-    return ContractError(
+def _stiff(config: SolverConfig, t0: float, t1: float, found: str) -> DivergedError:
+    return DivergedError(
         "dopri5 does not arrive: the field is stiff or not finite",
         expected=f"at most {config.max_steps} steps (max_steps), rtol {config.rtol:g}, atol {config.atol:g}",
         found=found,
@@ -164,7 +169,7 @@ def _require_finite(state: tuple[Tensor, ...], what: str, todo: str) -> None:
         if not bool(bad.any()):
             continue
         rows = bad.reshape(len(part), -1).any(1).nonzero()[:, 0].tolist() if part.ndim else [0]
-        raise ContractError(
+        raise DivergedError(
             what,
             expected="finite numbers",
             found=f"NaN or infinity in {len(rows)} of {len(part) if part.ndim else 1} rows",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sdflow_core.method.edit_map import EditMap
-from sdflow_core.method.editing import EditConfig, FlowEditor
+from sdflow_core.method.editing import FlowEditConfig, FlowEditor
 from sdflow_core.method.flow_kinds import AnyFlow
 from sdflow_core.method.map_editor import MapEditor
 from sdflow_core.method.paper import PaperFlow
@@ -43,10 +43,10 @@ class TrainedEditor:
         if isinstance(self.flow, PrincipalFlow):
             if self.edit_map is not None:
                 return MapEditor(self.flow, self.edit_map, self.semantic_encoder, encoder_digest)
-            config = EditConfig(solver=self.flow.config.solver)
+            config = FlowEditConfig(solver=self.flow.config.solver)
             return FlowEditor(self.flow, self.semantic_encoder, encoder_digest, config)
         if isinstance(self.flow, PaperFlow):
-            config = EditConfig(solver=self.flow.config.solver, corrected=False)  # as published
+            config = FlowEditConfig(solver=self.flow.config.solver, corrected=False)  # as published
             return FlowEditor(self.flow, self.semantic_encoder, encoder_digest, config)
         return FlowEditor(self.flow, self.semantic_encoder, encoder_digest)
 

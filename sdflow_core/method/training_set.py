@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sdflow_core.faces.networks import Networks, to_uint8
-from sdflow_core.method.training_config import TrainingConfig
+from sdflow_core.method.training_config import TrainingConfig, paper_training
 from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError
 
+CONFIGS = ("default", "paper")
 USUAL_ATTRIBUTES = ("smiling", "young", "male", "eyeglasses")
 
 
 class EditorTraining(Config):
     """Everything that changes an editor, beside its data and networks.
+
+    Plain values may name a setting to start from: `config="paper"` is the published one
+    (`training_config.paper_training`), and what `training` says beside it replaces single values of it. The
+    name is not kept: a recipe holds the values themselves.
+
+    Example:
+        >>> paper = EditorTraining.model_validate({"config": "paper", "training": {"steps": 9}})
+        >>> paper.training.flow.kind, paper.training.batch, paper.training.steps
+        ('paper', 8, 9)
 
     Attributes:
         attributes: What the editor edits: s of the flow. What the labeller knows beside them moves along with
@@ -37,6 +49,24 @@ class EditorTraining(Config):
     prior_seed: int = 1
     micro_batch: int = 16
 
+    @model_validator(mode="before")
+    @classmethod
+    def _starting_from(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "config" not in values:
+            return values
+        given = dict(cast("Mapping[str, Any]", values))
+        name, training = given.pop("config"), given.get("training", {})
+        if name not in CONFIGS:
+            raise ValueError(f"config: expected one of {', '.join(CONFIGS)}, found {name!r}")
+        if name == "paper":
+            if isinstance(training, TrainingConfig):
+                training = training.model_dump(exclude_unset=True)
+            if not isinstance(training, Mapping):
+                raise ValueError("training: expected names and values")
+            published = paper_training().model_dump(mode="json")
+            given["training"] = _changed(published, cast("Mapping[str, Any]", training))
+        return given
+
     def known_to(self, labeller: tuple[str, ...]) -> EditorTraining:
         """The same with its attributes named, in the order of the labeller's.
 
@@ -52,6 +82,15 @@ class EditorTraining(Config):
                 todo="choose some of the expected, or promote a labeller that knows them",
             )
         return self.model_copy(update={"attributes": tuple(name for name in labeller if name in wanted)})
+
+
+def _changed(values: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with some replaced, table by table."""
+    out = dict(values)
+    for name, value in by.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(name), Mapping)
+        out[name] = _changed(out[name], cast("Mapping[str, Any]", value)) if both else value
+    return out
 
 
 @dataclass(frozen=True)

@@ -285,11 +285,25 @@ def _read(source: Source) -> tuple[dict[str, Tensor], str]:
                 found=f"{shown(key)}: {type(value).__name__}",
                 where=where,
             )
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise ContractError(
+                "a tensor that is not stored whole",
+                expected="dense numbers, as torch.save writes a trained network",
+                found=f"{key}: {_kind(value)}",
+                where=where,
+                todo="write the file again with `.to_dense()` or `.dequantize()` tensors",
+            )
         name = key.removeprefix("module.")  # of a data-parallel training
         if name in state:
             raise ContractError("a tensor that is there twice", found=name, where=where)
         state[name] = value
     return state, where
+
+
+def _kind(value: Tensor) -> str:
+    if value.is_meta:
+        return "a shape without numbers"
+    return "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -67,7 +67,7 @@ def test_killed_and_started_again_ends_with_the_same_records(
     )
     deadline = time.monotonic() + 240
     while not any(store.glob(PLACES[place])) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+        time.sleep(0.02)
     assert process.poll() is None, "the night ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -62,7 +62,7 @@ def killed_when(store: Path, pattern: str, policy: str) -> None:
     )
     deadline = time.monotonic() + 240
     while set(store.glob(pattern)) <= there and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+        time.sleep(0.02)
     assert process.poll() is None, "the refresh ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

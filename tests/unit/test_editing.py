@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sdflow_core.faces.labeller import Labeller, LabellerConfig
 from sdflow_core.method.editing import (
-    EditConfig,
     Editor,
+    FlowEditConfig,
     FlowEditor,
     LinearEditor,
     load_editor,
@@ -36,7 +36,7 @@ def _flow_editor(**config: Any) -> FlowEditor:
     semantic = _semantic()
     torch.manual_seed(1)
     flow = ConditionalFlow(ROWS, DIM, 2, FlowConfig(field=FieldConfig(width=8, mix=4, last_scale=1.0)))
-    return FlowEditor(flow, semantic, "encoder-1", EditConfig(**config))
+    return FlowEditor(flow, semantic, "encoder-1", FlowEditConfig(**config))
 
 
 def _linear_editor() -> LinearEditor:

@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from sdflow_core.faces.checkpoint import load_model, save_model
+from sdflow_core.faces.pretraining import encoder_only
 from sdflow_core.faces.pretraining.encoder_only import EncoderTraining, reconstruction_psnr, train_encoder
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.embedded import embedded_file
 from tests.encoders import BAD, GOOD, trained
+
+
+@pytest.fixture(autouse=True)
+def _few_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a training measures at its end are no laws here."""
+    monkeypatch.setattr(encoder_only, "_MEASURED", 8)
 
 
 def networks() -> tuple[object, object, object]:
@@ -17,20 +24,39 @@ def networks() -> tuple[object, object, object]:
     return tuple(load_model(embedded_file(f"{kind}.safetensors"), expect=kind) for kind in kinds)  # pyright: ignore
 
 
-@pytest.mark.slow
-def test_a_good_and_a_bad_one() -> None:
+LEARNED = EncoderTraining(steps=80, weight_pixel=0.0, weight_code=1.0)
+
+
+@pytest.mark.parametrize("good", [GOOD, pytest.param(LEARNED, marks=[pytest.mark.long, pytest.mark.slow])])
+def test_a_good_and_a_bad_one(good: EncoderTraining) -> None:
     generator, prior, given = networks()
     people = prior.sample(32, torch.Generator().manual_seed(99), truncation=0.8)  # pyright: ignore
     pictures = generator.synthesize(people).clamp(-1, 1)  # pyright: ignore
     first = reconstruction_psnr(generator, given, people)  # pyright: ignore
-    good, bad = (load_model(trained(config)[0], expect="encoder") for config in (GOOD, BAD))
-    assert reconstruction_psnr(generator, good, people) > first - 0.3
+    other, bad = (load_model(trained(config)[0], expect="encoder") for config in (good, BAD))
+    assert reconstruction_psnr(generator, other, people) > first - 0.3
     assert reconstruction_psnr(generator, bad, people) < first - 5.0
     with torch.no_grad():
-        codes, others = given.encode(pictures), good.encode(pictures)  # pyright: ignore
+        codes, others = given.encode(pictures), other.encode(pictures)  # pyright: ignore
     assert float(((others - codes) / codes.std(dim=0)).square().mean().sqrt()) > 0.05
-    metrics = trained(GOOD)[1]
+    metrics = trained(good)[1]
     assert metrics["psnr_db"] > metrics["given_psnr_db"] - 0.3
+
+
+def test_steps_teach_it_to_read_codes() -> None:
+    generator, prior, _ = networks()
+    people = prior.sample(32, torch.Generator().manual_seed(99), truncation=0.8)  # pyright: ignore
+    with torch.no_grad():
+        pictures = generator.synthesize(people).clamp(-1, 1)  # pyright: ignore
+        spread = people.std(dim=0)
+
+    def error(steps: int) -> float:
+        data, _ = trained(BAD.model_copy(update={"steps": steps, "batch": 8, "learning_rate": 2e-3}))
+        with torch.no_grad():
+            read = load_model(data, expect="encoder").encode(pictures)
+        return float(((read - people) / spread).abs().mean())
+
+    assert error(12) < 0.5 * error(1)
 
 
 def test_the_same_seed_gives_the_same_encoder_and_changes_nothing_else() -> None:

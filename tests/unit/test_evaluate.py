@@ -17,6 +17,7 @@ from sdflow_core.faces.checkpoint import load_model
 from sdflow_core.method.editing import LinearEditor
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.method.sweeping import Sweep
+from sdflow_core.records import picking
 from sdflow_core.records.keys import dataset_digest, row_key
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table, wplus_column
@@ -141,6 +142,31 @@ def test_only_those_who_agreed_are_edited(
     assert command.app(["evaluate", "people", "--attributes", "young"]) == 0
     out = capsys.readouterr().out
     assert "3 faces" in out and "leakage" in out
+
+
+def test_codes_are_read_of_those_who_are_drawn_and_of_nobody_else(
+    store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = add_faces(store, bundle, [["*"]] * 6)
+    add_editor(store, bundle, [])
+    asked: list[list[str]] = []
+    read: list[tuple[str, ...]] = []
+    picked, whole = picking.pick_rows, Table.read
+
+    def pick(table: Table, row_keys: Sequence[str], columns: Sequence[str]) -> pa.Table:
+        asked.append(list(row_keys))
+        return picked(table, row_keys, columns)
+
+    def seen(self: Table, **options: Any) -> pa.Table:
+        read.append(tuple(options.get("columns") or ("all",)))
+        return whole(self, **options)
+
+    monkeypatch.setattr(picking, "pick_rows", pick)
+    monkeypatch.setattr(Table, "read", seen)
+    found = evaluate_dataset(store, "people", images=2, attributes=("young",), seed=3)
+    assert found["faces"] == 2 and len(asked) == 1 and len(set(asked[0])) == 2 and set(asked[0]) <= set(keys)
+    assert asked[0] == sorted(asked[0])
+    assert not [columns for columns in read if {"w_plus", "all"} & set(columns)], "never all codes"
 
 
 def test_nobody_agreed(store: Store, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

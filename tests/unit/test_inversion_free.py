@@ -13,7 +13,7 @@ from sdflow_core.faces.labeller import Labeller, LabellerConfig
 from sdflow_core.method.code_source import TensorSource
 from sdflow_core.method.code_survey import survey
 from sdflow_core.method.condition import features
-from sdflow_core.method.editing import EditConfig, FlowEditor
+from sdflow_core.method.editing import FlowEditConfig, FlowEditor
 from sdflow_core.method.field import FieldConfig
 from sdflow_core.method.flow import ConditionalFlow, FlowConfig
 from sdflow_core.method.inversion_free import inversion_free_edit
@@ -119,7 +119,9 @@ def test_the_editor_offers_it_and_a_flow_without_a_path_is_refused() -> None:
         Labeller(LabellerConfig(attributes=("a", "b"), resolution=16, channels=(4, 4)))
     )
     solver = SolverConfig(method="euler", steps=5)
-    editor = FlowEditor(_conditional(mix=4), semantic, "e", EditConfig(solver=solver, inversion_free=True))
+    editor = FlowEditor(
+        _conditional(mix=4), semantic, "e", FlowEditConfig(solver=solver, inversion_free=True)
+    )
     w, s = _batch()
     result = editor.edit(w, None, s, 1 - s)
     assert torch.equal(result.w_plus, inversion_free_edit(editor.flow, w, s, s + (1 - s - s), 5))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sdflow_core.faces.generator import Generator, GeneratorConfig
 from sdflow_core.faces.labeller import Labeller, LabellerConfig
-from sdflow_core.method.editing import EditConfig, FlowEditor
+from sdflow_core.method.editing import FlowEditConfig, FlowEditor
 from sdflow_core.method.paper import PaperFlowConfig
 from sdflow_core.method.paper_objective import ABLATIONS, PUBLISHED, STYLEFLOW
 from sdflow_core.method.paper_training import PaperTrainer, PaperTrainingConfig, train_paper
@@ -155,7 +155,7 @@ def test_thirty_steps_lower_the_loss(world: World) -> None:
     assert len(history) == 30 and last < first - 0.2
     assert not flow.training and not any(p.requires_grad for p in flow.parameters())
     # what it gives is what the flow editor takes
-    editor = FlowEditor(flow, semantic, "0" * 64, EditConfig(solver=COARSE))
+    editor = FlowEditor(flow, semantic, "0" * 64, FlowEditConfig(solver=COARSE))
     prepared = editor.prepare(world.codes[:3], world.scores[:3])
     moved, _ = editor.move(prepared, 1 - world.scores[:3])
     same, _ = editor.move(prepared, world.scores[:3])

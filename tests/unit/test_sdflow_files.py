@@ -139,6 +139,22 @@ class _Bomb:
         return Path.write_text, (self.path, "ran")
 
 
+@pytest.mark.parametrize("kind", ["sparse_coo", "sparse_csr", "quantized", "meta"])
+def test_tensors_that_are_not_stored_whole_are_refused_by_name(kind: str) -> None:
+    state: dict[str, Any] = _small()
+    name = f"{FIRST}_layer.weight"
+    dress = {
+        "sparse_coo": lambda value: value.to_sparse(),
+        "sparse_csr": lambda value: value.to_sparse_csr(),
+        "quantized": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+        "meta": lambda value: value.to("meta"),
+    }
+    state[name] = dress[kind](state[name])
+    with pytest.raises(ContractError) as told:
+        _read(_file(state))
+    assert name in str(told.value) and "not stored whole" in str(told.value)
+
+
 def test_a_file_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     trap, path = tmp_path / "ran", tmp_path / "prior-0010000"
     for data in (_file({**_small(), "x": _Bomb(trap)}), pickle.dumps(_Bomb(trap))):
