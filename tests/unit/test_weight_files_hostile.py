@@ -33,7 +33,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 WATCHED = ("import", "exec", "compile", "os.", "subprocess.", "pickle.", "socket.", "marshal.", "ctypes.")
-events, watching = [], False
+events, watching, path = [], False, ""
 
 def note(event, args):
     other = event == "open" and str(args[0]) != path and not isinstance(args[0], int)  # its own handle
