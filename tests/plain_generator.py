@@ -1,7 +1,7 @@
-"""StyleGAN2 written down once more from its published description, one picture at a time, with nothing shared.
+"""StyleGAN2 written down once more from its published description, one picture at a time, nothing shared.
 
-It takes the tensors of a file as the file names them. Slow and plain on purpose: weights are scaled and demodulated
-for each sample, the filter is applied channel by channel.
+It takes the tensors of a file as the file names them. Slow and plain on purpose: weights are scaled and
+demodulated for each sample, and only library calls of PyTorch's are used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Files of generators as their published layouts say, with random weights. No weight file is at hand.
 
-Names and shapes are written down by the layouts' own rules, not asked of the code under test. With the defaults
-they are those of the published files (draw those on `meta`); `base` and `top` make small ones of the same kin:
-`min(base // resolution, top)` channels.
+Names and shapes are written down by the layouts' own rules, not asked of the code under test. With the
+defaults they are those of the published files (draw those on `meta`); `base` and `top` make small ones of the
+same kin: `min(base // resolution, top)` channels.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def nvidia_pickle(
 
 
 def tensorflow_variables(state: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Tensors of `nvidia_shapes` as the variables of the TensorFlow networks, by component ("" is the whole)."""
+    """Tensors of `nvidia_shapes` as variables of the TensorFlow networks, by component ("" is the whole)."""
     made: dict[str, dict[str, Any]] = {"": {}, "mapping": {}, "synthesis": {}}
     layers = {"conv0": "Conv0_up", "conv1": "Conv1", "torgb": "ToRGB"}
     for name, value in state.items():
@@ -304,7 +304,7 @@ def tensorflow_pickle(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def stylegan3_shapes() -> Shapes:
-    """The first and the last layers of a StyleGAN3-T of 1024 px; the middle would add nothing to tell it by."""
+    """The first and the last layers of a StyleGAN3-T of 1024 px; the middle adds nothing to tell it by."""
     shapes: Shapes = {"synthesis.input.weight": (512, 512), "synthesis.input.affine.weight": (4, 512)}
     shapes |= {"synthesis.input.affine.bias": (4,), "synthesis.input.transform": (3, 3)}
     shapes |= {"synthesis.input.freqs": (512, 2), "synthesis.input.phases": (512,), "mapping.w_avg": (512,)}

@@ -137,8 +137,9 @@ class PickleReader:
 
     def text(self, size: int, encoding: str = "utf-8") -> str:
         """The next string."""
+        piece = self.take(size)
         self.budget.spend("text", size)
-        return str(self.take(size), encoding, "surrogatepass" if encoding == "utf-8" else "strict")
+        return str(piece, encoding, "surrogatepass" if encoding == "utf-8" else "strict")
 
     def line(self) -> str:
         """Text up to the end of a line."""

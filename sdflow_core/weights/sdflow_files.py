@@ -1,9 +1,9 @@
 """The original's files: `prior-XXXXXXX` (the flow) and `labeldist-XXXXXXX` (the semantic encoder).
 
-Both are bare state dicts written by `torch.save`. Read as plain tensors (`weights.reading`): a file that holds
-anything else is refused, and nothing in it ever runs. StyleFlow's `modellarge10k.pt` has the layout of the flow
-with 17 conditions. Shapes are told from the file; what differs from the expected layout is named with both
-shapes.
+Both are bare state dicts written by `torch.save`. Read as plain tensors (`weights.reading`): a file that
+holds anything else is refused, and nothing in it ever runs. StyleFlow's `modellarge10k.pt` has the layout of
+the flow with 17 conditions. Shapes are told from the file; what differs from the expected layout is named
+with both shapes.
 """
 
 from __future__ import annotations

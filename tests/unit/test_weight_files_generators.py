@@ -1,4 +1,4 @@
-"""Generators that users bring: told from shapes, equal to the published formulas, turned into each other unchanged."""
+"""Generators that users bring: told from shapes, equal to the published formulas, converted bit for bit."""
 
 from __future__ import annotations
 
