@@ -70,7 +70,8 @@ def make(store: Store, folder: Path, *, expires: str = "") -> World:
         faces.append(
             {
                 "row_key": row_key(recipe.key, [face_id]), "recipe": recipe.key, "status": "kept",
-                "reason": "", "inputs": [face_id], "face_id": face_id, "image_id": image_id, "quad": quad.ravel().tolist(),
+                "reason": "", "inputs": [face_id], "face_id": face_id, "image_id": image_id,
+                "quad": quad.ravel().tolist(),
                 "points": points_in_crop(points, quad, 64).ravel().tolist(), "crop": "", "crop_sha256": "",
                 "score": 0.9,
             }
