@@ -19,10 +19,10 @@ __all__ = ["EYE_SHIFT", "GRID_OFFSET", "MOUTH_SHIFT", "as_of_68", "ffhq_crop", "
 
 GRID_OFFSET = 0.0
 # Inward and down, in units of the distance from the eyes' middle to the mouth's: mean of where 68 points say
-# less where YuNet says, over 250 people of LFW (`benchmarks/bench_quad.py`). On 250 others the median distance
-# of the corners falls from 4.9 to 4.3 % of the side, its 90 % quantile from 9.6 to 7.9 %. The rest is scatter:
-# a linear map of all five points gave no more, and the 68-point network differs from itself by 1.1 %. It is
-# face-api's; FFHQ was aligned by dlib's, from which the uncorrected square was measured to differ by 4.3 %.
+# less where YuNet says, over 250 people of LFW (`benchmarks/bench_quad.py`). On 250 others the median
+# distance of the corners falls from 4.9 to 4.3 % of the side, its 90 % quantile from 9.6 to 7.9 %. The rest
+# is scatter: a linear map of all five points gave no more; the 68-point network differs from itself by 1.1 %.
+# It is face-api's; FFHQ was aligned by dlib's, from which the raw square was measured to differ by 4.3 %.
 EYE_SHIFT = (0.028, -0.013)
 MOUTH_SHIFT = (0.020, 0.028)
 

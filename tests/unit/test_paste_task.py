@@ -69,14 +69,15 @@ def make(store: Store, folder: Path, *, expires: str = "") -> World:
         face_id = f"{image_id}#{number}"
         faces.append(
             {
-                "row_key": row_key(recipe.key, [face_id]), "recipe": recipe.key, "status": "kept", "reason": "",
-                "inputs": [face_id], "face_id": face_id, "image_id": image_id, "quad": quad.ravel().tolist(),
+                "row_key": row_key(recipe.key, [face_id]), "recipe": recipe.key, "status": "kept",
+                "reason": "", "inputs": [face_id], "face_id": face_id, "image_id": image_id,
+                "quad": quad.ravel().tolist(),
                 "points": points_in_crop(points, quad, 64).ravel().tolist(), "crop": "", "crop_sha256": "",
                 "score": 0.9,
             }
         )  # fmt: skip
         before = crop(picture, quad, 64)
-        after = np.clip(before.astype(int) + [[[40, 0, -20]]], 0, 255).astype(np.uint8)
+        after = np.clip(before + np.array([40, 0, -20]), 0, 255).astype(np.uint8)
         for name, pixels in (("before", before), ("after", after)):
             store.create(f"private/edits/{number}-{name}.png", png_bytes(pixels))
         edits.append(
