@@ -14,12 +14,20 @@ from sdflow_core.faces.networks import Networks, Pixels, to_tensor, to_uint8
 from sdflow_core.faces.sheet import SheetRow, contact_sheet
 from sdflow_core.method.editor import Editor
 from sdflow_core.method.evaluation import inversion_psnr
-from sdflow_core.method.rendering import EditConfig, Variant, render_edits
+from sdflow_core.method.rendering import (
+    EditConfig,
+    Variant,
+    begin,
+    draw_again,
+    draw_edits,
+    identities,
+)
 from sdflow_core.records.errors import ContractError
 
 __all__ = ["Seen", "compare", "comparison_sheet", "edit_figures", "see"]
 
 _WORST, _EVEN = 12, 24  # rows of the page: where the new one loses most, and evenly over the rest
+_EDITS_AT_A_TIME = 64  # pictures in memory; without influence on the result
 
 
 @dataclass(frozen=True)
@@ -151,22 +159,33 @@ def edit_figures(
     """
     codes = torch.from_numpy(networks.encode(crops))
     editor.check(networks.digest("encoder"), (codes.shape[1], codes.shape[2]))
+    config = config or EditConfig()
+    begun = begin(networks, editor, codes, config)
+    asked = [(name, row) for name in editor.attributes for row in range(len(codes))]
     hit: list[Tensor] = []
     seen: list[Tensor] = []
     kept: list[Tensor] = []
     identity: list[npt.NDArray[np.float32]] = []
     known = networks.bundle.attributes
-    for name in editor.attributes:
-        index = known.index(name)
-        done = render_edits(
-            networks, editor, codes, points, Variant(targets={name: "flip"}), config or EditConfig()
+    # all attributes together: an edit hangs on no neighbour, and few people fill no micro-batch
+    for start in range(0, len(asked), _EDITS_AT_A_TIME):
+        names, rows = zip(*asked[start : start + _EDITS_AT_A_TIME], strict=True)
+        variants = [Variant(targets={name: "flip"}) for name in names]
+        done = draw_edits(networks, editor, begun, variants, torch.tensor(rows), config)
+        where = points[list(rows)]
+        cosines = identities(networks, done.before, done.after, where)
+        done, cosines = draw_again(networks, editor, begun, done, cosines, where, config)
+        turned = torch.tensor([[known.index(name)] for name in names])
+        before, after, judged = (
+            scores.gather(1, turned)[:, 0] >= 0.5
+            for scores in (done.labels_before, done.labels_after, done.judge_after)
         )
-        wanted = done.labels_before[:, index] < 0.5
-        hit.append((done.labels_after[:, index] >= 0.5) == wanted)
-        seen.append((done.judge_after[:, index] >= 0.5) == wanted)
-        others = [i for i in range(len(known)) if i != index]
-        kept.append(((done.judge_after >= 0.5) == (done.judge_before >= 0.5))[:, others].flatten())
-        identity.append(done.identity)
+        hit.append(after != before)
+        seen.append(judged != before)
+        same = (done.judge_after >= 0.5) == (done.judge_before >= 0.5)
+        others = torch.ones_like(same).scatter(1, turned, False)
+        kept.append(same[others])
+        identity.append(cosines)
     preserved = torch.cat(kept).float()
     return {
         "n": len(crops) * len(editor.attributes),

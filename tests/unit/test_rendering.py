@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdflow_core.faces.labeller import Labeller, LabellerConfig
 from sdflow_core.faces.networks import to_tensor, to_uint8
+from sdflow_core.method import comparison
 from sdflow_core.method.condition import features
 from sdflow_core.method.editor import EditorBase, Prepared
 from sdflow_core.method.rendering import (
@@ -257,3 +258,33 @@ def test_the_residual_is_carried_over_and_the_aim_still_holds() -> None:
     assert np.array_equal(nothing.after, crops) and not nothing.strength.any()
     without, _ = _edit(codes, {"a": 0.8}, crops=crops)
     assert not (without.after[:, 12:15, 10:13] == 255).any()
+
+
+def test_figures_of_all_attributes_together_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, editor, points = _codes(), _Editor(nuisance=0.3), np.zeros((9, 5, 2))
+    networks: Any = _Networks()
+    networks.encode = lambda crops: codes.numpy()
+    networks.digest = lambda kind: kind
+    config = EditConfig(micro_batch=4, min_identity=0.9, tries=4)
+    hit, seen, kept, identity = list[bool](), list[bool](), list[bool](), list[float]()
+    for name in EDITED:
+        index = KNOWN.index(name)
+        done = render_edits(_Networks(), editor, codes, points, Variant(targets={name: "flip"}), config)
+        before = done.labels_before >= 0.5
+        hit += (before != (done.labels_after >= 0.5))[:, index].tolist()
+        seen += (before != (done.judge_after >= 0.5))[:, index].tolist()
+        same = (done.judge_after >= 0.5) == (done.judge_before >= 0.5)
+        kept += same[:, [i for i in range(len(KNOWN)) if i != index]].flatten().tolist()
+        identity += done.identity.tolist()
+    wanted = {
+        "n": 18,
+        "accuracy": round(float(np.mean(hit)), 4),
+        "judge_accuracy": round(float(np.mean(seen)), 4),
+        "preservation": round(float(np.mean(kept)), 4),
+        "identity": round(float(np.median(np.array(identity, np.float32))), 4),
+    }
+    assert 0 < wanted["preservation"] < 1 and wanted["identity"] < 1
+    crops = np.zeros((9, SIDE, SIDE, 3), np.uint8)
+    for size in (64, 5):
+        monkeypatch.setattr(comparison, "_EDITS_AT_A_TIME", size)
+        assert comparison.edit_figures(networks, editor, crops, points, config) == wanted
