@@ -109,7 +109,10 @@ def _encoder(opened: Opened, models: ModelStore, options: Options, card: dict[st
     inside = _inner_generator(opened, models, options, card)
     network = opened.load("encoder", flavour=options.flavour, iterations=options.iterations)
     config = network.config
+    # the tensors do not tell e4e from pSp: what was decided stands in the card
+    name = f"restyle-{config.flavour}" if config.iterated else config.flavour
     sizes = {"input_resolution": config.resolution, "rows": config.rows, "style_dim": config.style_dim}
+    sizes |= {"architecture": name, "title": f"{name} (encoder)"}
     return [Converted("encoder", save_model(network), card | sizes | {"template_scale": 1.0}), *inside]
 
 
