@@ -107,11 +107,15 @@ def assemble(
     identity: Annotated[str, typer.Option("--identity", help=_HELP.format("identity network"))] = "",
     prior: Annotated[str, typer.Option("--prior", help=_HELP.format("prior"))] = "",
     editor: Annotated[str, typer.Option("--editor", help=_HELP.format("editor"))] = "",
+    faces: Annotated[
+        str, typer.Option("--faces", metavar="reject|largest", help="Of a picture with several faces.")
+    ] = "reject",
     template_scale: Annotated[
         float, typer.Option("--template-scale", help="Of the crops; 0 takes the encoder's, else 1 (FFHQ).")
     ] = 0.0,
 ) -> None:
     """Put models together and check that they fit. Where none is given, the embedded observers serve."""
+    from sdflow_core.records.errors import ContractError
     from sdflow_core.weights.assembling import assembled
     from sdflow_core.weights.model_store import ModelStore
     from sdflow_core.weights.sets import keep_set
@@ -128,7 +132,9 @@ def assemble(
         "editor": editor,
     }
     chosen = {place: digest for place, word in given.items() if (digest := _digest(store, word))}
-    bundle = assembled(ModelStore(store), chosen, template_scale=template_scale or None)
+    if faces not in ("reject", "largest"):
+        raise ContractError("faces of a picture", expected="reject or largest", found=faces)
+    bundle = assembled(ModelStore(store), chosen, template_scale=template_scale or None, faces=faces)
     digest = keep_set(store, bundle)
     document = {"bundle": digest, **bundle.model_dump(mode="json")}
     words = (

@@ -20,7 +20,7 @@ __all__ = ["find", "joined", "register"]
 MIN_PREFIX = 4
 _By = Annotated[str, typer.Option("--by", metavar="NAME", help="Who says so.")]
 _Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="Why.")]
-_NO_MODELS = ("template_scale", "resolution", "attributes")
+_NO_MODELS = ("template_scale", "resolution", "attributes", "framing", "faces")  # as `Bundle` has them
 
 
 def register(app: typer.Typer) -> None:
@@ -129,6 +129,9 @@ def promote(
     ],
     by: _By = "",
     note: _Note = "",
+    faces: Annotated[
+        str, typer.Option("--faces", metavar="reject|largest", help="Of a picture with several faces.")
+    ] = "",
 ) -> None:
     """Put models in force. A single model takes the place of its kind in the current bundle."""
     from sdflow_core.records.errors import ContractError
@@ -155,6 +158,10 @@ def promote(
                     todo="promote a whole bundle first: `sdflow models promote embedded --by NAME`",
                 )
             bundle = joined(current, found)
+    if faces:
+        if faces not in ("reject", "largest"):
+            raise ContractError("faces of a picture", expected="reject or largest", found=faces)
+        bundle = bundle.model_copy(update={"faces": faces})
     entry = bundles.promote(bundle, by, note)
     _announce(now, entry)
     document = {"bundle": bundle.digest, "entry": entry.number, **_digests(bundle)}

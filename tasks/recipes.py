@@ -53,7 +53,12 @@ def ingest_config(bundle: Bundle) -> IngestConfig:
     """What ingest does for a bundle: the crop must be the one its models were trained on."""
     from sdflow_core.faces.ingestion import IngestConfig
 
-    return IngestConfig(template_scale=bundle.template_scale, resolution=bundle.resolution)
+    return IngestConfig(
+        template_scale=bundle.template_scale,
+        resolution=bundle.resolution,
+        framing=bundle.framing,
+        faces=bundle.faces,
+    )
 
 
 def ingest(bundle: Bundle) -> Recipe:

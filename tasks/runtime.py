@@ -188,11 +188,11 @@ def check_licences(store: Store, bundle: Bundle) -> None:
     Raises:
         PolicyError: Naming the licence and the command.
     """
-    from sdflow_core.weights.model_store import Licences
+    from sdflow_core.weights.model_store import NO_MODELS, Licences
 
     accepted = Licences(store).all()
     for kind, digest in bundle.model_dump(mode="json").items():
-        if kind in ("template_scale", "resolution", "attributes") or not digest:
+        if kind in NO_MODELS or not digest:
             continue
         licence = _licence(store.uri, digest)
         if licence and licence not in accepted:

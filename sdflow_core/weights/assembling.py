@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from sdflow_core.faces.checkpoint import load_model, save_model, serves
 from sdflow_core.faces.labeller import AttributeNetwork
@@ -20,7 +20,11 @@ _TODO = "see `sdflow models show DIGEST` for what each model is"
 
 
 def assembled(
-    models: ModelStore, chosen: Mapping[str, str], *, template_scale: float | None = None
+    models: ModelStore,
+    chosen: Mapping[str, str],
+    *,
+    template_scale: float | None = None,
+    faces: Literal["reject", "largest"] = "reject",
 ) -> Bundle:
     """A bundle of these models, and of the embedded ones where none is given.
 
@@ -31,6 +35,7 @@ def assembled(
         models: The store's models.
         chosen: Place -> digest; a generator and an encoder at least.
         template_scale: Of the crops that are inverted; None takes the encoder's card, else 1 (FFHQ's square).
+        faces: What becomes of a picture with several faces.
 
     Raises:
         ContractError: Places that do not exist, no generator or encoder, or models that do not fit.
@@ -56,6 +61,8 @@ def assembled(
         template_scale=scale,
         resolution=int(generator.get("resolution", 1024)),
         attributes=_attributes(scorer),
+        framing="ffhq" if header_of(models, places["encoder"])["kind"] == "style_encoder" else "five_points",
+        faces=faces,
     )
     check_bundle(models, bundle)
     return bundle

@@ -41,14 +41,13 @@ def install_embedded(store: Store) -> Bundle:
     """
     manifest = embedded_manifest()
     models = ModelStore(store)
-    digests: dict[str, str] = {}
+    digests: dict[str, Any] = {}
     for kind in NETWORKS:
         card = json.loads(embedded_file(f"{kind}.card.json"))
         card["template_scale"] = manifest["template_scale"]
         digests[kind] = models.add(kind, embedded_file(f"{kind}.safetensors"), card)
     return Bundle(
-        **digests,
-        **install_observers(models),
+        **digests | install_observers(models),
         template_scale=manifest["template_scale"],
         resolution=manifest["resolution"],
         attributes=tuple(manifest["attributes"]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any, Literal, cast
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from sdflow_core.records.ahead import ahead
 from sdflow_core.records.config import Config
@@ -12,7 +14,11 @@ from sdflow_core.records.journal import Entry, Journal
 from sdflow_core.records.keys import canonical_json, sha256_hex
 from sdflow_core.records.objects import Store
 
-__all__ = ["Bundle", "Bundles", "Licences", "ModelStore", "edited_attributes"]
+__all__ = ["NO_MODELS", "Bundle", "Bundles", "Licences", "ModelStore", "edited_attributes"]
+
+# fields of a bundle that name no model
+NO_MODELS = ("template_scale", "resolution", "attributes", "framing", "faces")
+_LATER: dict[str, object] = {"framing": "five_points", "faces": "reject"}
 
 
 class ModelStore:
@@ -107,6 +113,9 @@ class Bundle(Config):
         template_scale: Scale of the alignment template that the models were trained with.
         resolution: Side of an aligned image, in pixels.
         attributes: Names, in the order of the labeller's outputs.
+        framing: How faces are cut: `five_points` as the compact models learned it, `ffhq` for encoders that
+            were trained on FFHQ.
+        faces: What becomes of a picture with several faces: `reject` drops it, `largest` takes one.
     """
 
     generator: str | None = None
@@ -120,6 +129,14 @@ class Bundle(Config):
     template_scale: float
     resolution: int
     attributes: tuple[str, ...]
+    framing: Literal["five_points", "ffhq"] = "five_points"
+    faces: Literal["reject", "largest"] = "reject"
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # bundles from before there was a choice keep their digests
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if _LATER.get(name) != value}
 
     @property
     def digest(self) -> str:

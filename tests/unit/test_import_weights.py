@@ -23,9 +23,11 @@ from sdflow_core.method.paper import PaperFlow
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.store import LocalStore, open_store
 from sdflow_core.weights.assembling import assembled, check_bundle
+from sdflow_core.weights.embedded import install_embedded
 from sdflow_core.weights.model_store import ModelStore
 from sdflow_core.weights.sdflow_files import write_flow
 from sdflow_core.weights.sets import find_sets
+from tasks import recipes
 from tasks.weight_files import public_address, weight_file
 from tests import encoder_makers, weight_makers
 from tests.s3_server import S3Server
@@ -255,3 +257,17 @@ def test_over_the_web_only_what_was_asked_for(web: str, folder: Path) -> None:
         with pytest.raises(Exception, match=words), weight_file(uri, sha256):
             pass
     assert public_address("https://u:secret@h:8/a?token=secret#x") == "https://h:8/a"
+
+
+def test_faces_and_framing_travel_with_the_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = folder / "store"
+    said = run(capsys, store, "import", str(e4e_file(folder / "x.pt")))[1]
+    words = ["--generator", digest(said, "generator"), "--encoder", digest(said, "encoder")]
+    code, fits = run(capsys, store, "assemble", *words, "--faces", "largest")
+    bundle = find_sets(LocalStore(str(store)), fits["bundle"])[0]
+    config = recipes.ingest_config(bundle)
+    assert (code, config.framing, config.faces, config.template_scale) == (0, "ffhq", "largest", 1.0)
+    assert run(capsys, store, "assemble", *words, "--faces", "all")[0] != 0
+    embedded = install_embedded(LocalStore(str(store)))
+    assert "framing" not in embedded.model_dump() and "faces" not in embedded.model_dump()
+    assert "framing" not in recipes.ingest(embedded).document["config"]  # recipes from before stay
