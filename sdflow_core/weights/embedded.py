@@ -46,8 +46,9 @@ def install_embedded(store: Store) -> Bundle:
         card = json.loads(embedded_file(f"{kind}.card.json"))
         card["template_scale"] = manifest["template_scale"]
         digests[kind] = models.add(kind, embedded_file(f"{kind}.safetensors"), card)
+    places: dict[str, Any] = {**digests, **install_observers(models)}
     return Bundle(
-        **digests | install_observers(models),
+        **places,
         template_scale=manifest["template_scale"],
         resolution=manifest["resolution"],
         attributes=tuple(manifest["attributes"]),
