@@ -1,4 +1,4 @@
-"""One door for weight files: every family by its tensors, whatever the file is called, and no other in its place."""
+"""One door for weight files: every family by its tensors, whatever the file is called, and no other."""
 
 from __future__ import annotations
 
