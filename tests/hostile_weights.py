@@ -227,6 +227,11 @@ def persistent_object_that_is_no_class(canary: Path) -> Built:
 
 
 @hostile
+def persistent_object_of_a_number(canary: Path) -> Built:
+    return b"\x80\x02ctorch_utils.persistence\n_reconstruct_persistent_obj\nK\x05\x85R.", "do not fit"
+
+
+@hostile
 def new_object(canary: Path) -> Built:
     return b"\x80\x02csubprocess\nPopen\n(X\x02\x00\x00\x00lst\x81.", r"asks for subprocess\.Popen"
 

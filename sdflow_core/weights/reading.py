@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import stat
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from sdflow_core.records.errors import ContractError
-from sdflow_core.weights import arrays, pickles, torch_files, zips
+from sdflow_core.weights import arrays, torch_files, zips
 from sdflow_core.weights.bounds import Budget, refused, shown
 from sdflow_core.weights.pickles import Record
+from sdflow_core.weights.resolving import resolved
 
 __all__ = ["Record", "WeightFile", "plain_of", "read_weight_bytes", "read_weights", "tensors_of"]
 
@@ -36,6 +38,17 @@ _KNOWN = (
     (b"\x1f\x8b", "it is compressed with gzip"),
     (b"c", "it may be a pickle of protocol 0, which no weight file is"),
     (b"(", "it may be a pickle of protocol 0, which no weight file is"),
+)
+
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
 )
 
 Container = Literal["torch", "pickle", "safetensors", "npy", "npz"]
@@ -219,7 +232,7 @@ def _checked(data: memoryview, where: str) -> tuple[Container, Any]:
     """What a file is and holds; whatever else goes wrong in damaged bytes is said in the same words."""
     try:
         return _read(data, Budget(where, len(data)))
-    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise refused(where, f"it is damaged: {type(error).__name__}: {str(error)[:100]}") from error
 
 
@@ -233,13 +246,13 @@ def _read(data: memoryview, budget: Budget) -> tuple[Container, Any]:
             raise refused(
                 budget.where, "it is TorchScript, which is code", todo="save the state dict of the network"
             )
-        return "torch", pickles.resolved(torch_files.read_zip(archive, budget), budget)
+        return "torch", resolved(torch_files.read_zip(archive, budget), budget)
     if start[:6] == b"\x93NUMPY":
         return "npy", arrays.read_npy(data, budget)
     if start[0] == 0x80:
         if start[1:14] == _LEGACY:
-            return "torch", pickles.resolved(torch_files.read_legacy(data, budget), budget)
-        return "pickle", pickles.resolved(torch_files.read_pickle(data, budget), budget)
+            return "torch", resolved(torch_files.read_legacy(data, budget), budget)
+        return "pickle", resolved(torch_files.read_pickle(data, budget), budget)
     if start[8:9] == b"{":
         return "safetensors", arrays.read_safetensors(data, budget)
     raise refused(

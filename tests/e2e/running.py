@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("demo", "--images", "8", "--training-steps", "40")
+SMALL = ("demo", "--images", "8", "--training-steps", "10")
 
 
 def command(store: Path | str, *words: str) -> list[str]:

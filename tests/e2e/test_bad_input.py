@@ -130,6 +130,6 @@ def test_a_dry_run_counts_and_writes_no_edit(copy: Path) -> None:
 
 def test_a_demo_of_another_size_does_not_mix_with_the_first(copy: Path) -> None:
     before = canonical_digests(open_store(str(copy)), "demo")
-    text = message(copy, "demo", "--images", "9", "--training-steps", "40")
+    text = message(copy, "demo", "--images", "9", "--training-steps", "10")
     assert "another size" in text and "--images 8" in text
     assert canonical_digests(open_store(str(copy)), "demo") == before

@@ -22,7 +22,7 @@ from tests.encoders import BAD, GOOD, add_encoder
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 Finished = tuple[Path, dict[str, Any]]
 
-# The demo's editors learned for 40 steps: too little to be held to figures.
+# The demo's editors learned for 10 steps: too little to be held to figures.
 POLICY = """
 canary_rows = 8
 editor_rows = 2
