@@ -30,9 +30,7 @@ Edit = Callable[[Tensor, Tensor, Tensor], Tensor]
 FINE = SolverConfig(method="rk4", steps=8)
 SMALL = PrincipalConfig(directions=48, width=128, blocks=2, matrices=6)
 # weights, reach and shares are the defaults; only sizes follow the world's
-MAP = EditMapConfig(
-    width=128, readers=ReaderConfig(width=96, embedding=24), looked_at=768, identity_rows=2048
-)
+MAP = EditMapConfig(width=128, readers=ReaderConfig(width=96), looked_at=768, identity_rows=2048)
 
 
 def directions(codes: Tensor, scores: Tensor, *, project: bool) -> Edit:

@@ -109,9 +109,9 @@ def pretrain_models(run: StepRun, source: str, labels: str, config: Any, teacher
         kind: models.add(kind, save_model(network), {"title": f"{kind} of {run.job.dataset}", **card})
         for kind, network in done.networks.items()
     }
+    places: dict[str, Any] = {**digests, **install_observers(models)}
     bundle = Bundle(
-        **digests,
-        **install_observers(models),
+        **places,
         template_scale=config.data.template_scale,
         resolution=config.autoencoder.generator.resolution,
         attributes=config.attributes,

@@ -243,6 +243,11 @@ class WorldWitness:
         return True
 
     @property
+    def dimensions(self) -> int:
+        """24, those of n."""
+        return 24
+
+    @property
     def further(self) -> int:
         """None: the labeller knows just what is edited."""
         return 0

@@ -18,9 +18,7 @@ from sdflow_core.method.training import TrainingConfig, train_editor
 ROWS, DIM, NAMES, PEOPLE = 3, 4, ("a", "b"), 120
 SMALL: dict[str, Any] = {
     "flow": PrincipalConfig(directions=8, width=16, blocks=1, matrices=2),
-    "edit_map": EditMapConfig(
-        width=16, blocks=1, batch=16, readers=ReaderConfig(width=16, batch=16, embedding=6)
-    ),
+    "edit_map": EditMapConfig(width=16, blocks=1, batch=16, readers=ReaderConfig(width=16, batch=16)),
     "steps": 6,
     "batch": 16,
     "checkpoint_every": 2,
@@ -44,6 +42,7 @@ def small_labeller() -> Labeller:
 class Glance:
     knows_people = True
     further = 1
+    dimensions = 6
 
     def beside(self, rows: Tensor, w_plus: Tensor) -> Tensor:
         return torch.sigmoid(w_plus.flatten(1)[:, 2:3])

@@ -25,6 +25,11 @@ class BroughtIdentity:
     def __init__(self, network: IdentityNetwork, device: str | torch.device = "cpu") -> None:
         self.network, self.device = network, device
 
+    @property
+    def dimensions(self) -> int:
+        """F, length of an embedding."""
+        return self.network.config.dimensions
+
     @torch.no_grad()
     def embed(self, images: NDArray[np.uint8], points: ArrayLike) -> NDArray[np.float32]:
         """Pictures uint8 [B, H, W, 3] and points [B, 5, 2] px -> [B, F] float32, rows of length 1.

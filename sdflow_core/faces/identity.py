@@ -28,6 +28,8 @@ _TEMPLATE = np.array(
 class Identity(ModelFile):
     """SFace. Cheap to make; safe to share between threads; picklable."""
 
+    dimensions = DIMENSIONS
+
     def embed(self, images: NDArray[np.uint8], points: ArrayLike) -> NDArray[np.float32]:
         """Describe each face by a direction; the cosine of two says how alike the persons are.
 

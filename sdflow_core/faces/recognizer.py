@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sdflow_core.faces.brought_identity import BroughtIdentity
 from sdflow_core.faces.identity import Identity
 
 # Mean points of aligned faces, as shares of the side from the centre of a crop at template scale 1: measured
@@ -18,16 +19,16 @@ class CropRecognizer:
     For teaching only: an edit's gate uses the points of its own photograph.
 
     Args:
-        identity: SFace.
+        identity: SFace, or a network that somebody brought.
         template_scale: Of the crops (1 is the FFHQ square; smaller is nearer).
     """
 
-    def __init__(self, identity: Identity, template_scale: float) -> None:
+    def __init__(self, identity: Identity | BroughtIdentity, template_scale: float) -> None:
         self.identity = identity
         self.points = 0.5 + _CENTRED / template_scale  # [5, 2] shares of the side
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Crops uint8 [N, H, H, 3] -> unit vectors [N, 128].
+        """Crops uint8 [N, H, H, 3] -> unit vectors [N, F].
 
         Raises:
             ContractError: No uint8 images of this layout.

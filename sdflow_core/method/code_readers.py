@@ -27,7 +27,6 @@ class ReaderConfig(Config):
         attribute_readers: How many networks read attributes.
         linear_readers: How many of these have no hidden layer: they cannot be fooled in the same places.
         identity_readers: How many networks read the identity embedding.
-        embedding: F, numbers of an identity embedding.
         width: Hidden width.
         noise: Greatest standard deviation of the noise on the whitened input while learning; the members get
             evenly spaced ones.
@@ -40,7 +39,6 @@ class ReaderConfig(Config):
     attribute_readers: int = Field(default=6, ge=1)
     linear_readers: int = Field(default=2, ge=0)
     identity_readers: int = Field(default=3, ge=1)
-    embedding: int = Field(default=128, ge=1)
     width: int = Field(default=256, ge=1)
     noise: float = Field(default=0.4, ge=0)
     steps: int | None = Field(default=None, ge=1)

@@ -38,6 +38,7 @@ STAGES = (
 )
 _TERMS = ("aim", "hold", "beside", "identity", "kept")
 _CLIP = 1.0
+_UNREAD = 1  # length of embeddings that nobody gives
 _CHUNK = 16  # pictures a step of the stages that look at pictures
 _SCORED = 256  # pictures a step whose further attributes are read, at least: the labeller is quick
 
@@ -48,6 +49,11 @@ class Witness(Protocol):
     @property
     def knows_people(self) -> bool:
         """Whether there is an identity network: without one nothing is embedded."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """F, length of an embedding; asked only where `knows_people`."""
         ...
 
     @property
@@ -117,7 +123,8 @@ class MapTraining:
                 readers.width,
                 linear=readers.linear_readers,
             )
-            self.identity = Readers(readers.identity_readers, size, readers.embedding, readers.width)
+            length = witness.dimensions if witness is not None and witness.knows_people else _UNREAD
+            self.identity = Readers(readers.identity_readers, size, length, readers.width)
         std = along.std(0) if len(along) > 1 else torch.ones_like(flow.spread)
         self.map.scale.copy_(std.clamp_min(1e-3 * float(std.max())).clamp_min(1e-9))
         for part in (self.map, self.attributes, self.identity):

@@ -41,6 +41,11 @@ class PictureWitness:
         """See `Witness.knows_people`."""
         return self.networks.bundle.identity is not None
 
+    @property
+    def dimensions(self) -> int:
+        """See `Witness.dimensions`."""
+        return self.networks.identity.dimensions
+
     @cached_property
     def _recognizer(self) -> CropRecognizer:
         return CropRecognizer(self.networks.identity, self.networks.bundle.template_scale)

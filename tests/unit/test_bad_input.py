@@ -27,7 +27,7 @@ from sdflow_core.records.errors import ContractError
 
 ROWS, DIM, NAMES = 3, 4, ("a", "b")
 FLOW = PrincipalConfig(directions=8, width=16, blocks=1, matrices=2)
-MAP = EditMapConfig(width=16, blocks=1, batch=16, readers=ReaderConfig(width=16, batch=16, embedding=6))
+MAP = EditMapConfig(width=16, blocks=1, batch=16, readers=ReaderConfig(width=16, batch=16))
 
 
 def labeller(names: tuple[str, ...] = NAMES) -> Labeller:

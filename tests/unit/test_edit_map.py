@@ -27,7 +27,7 @@ SMALL = EditMapConfig(
     batch=16,
     identity_rows=40,
     looked_at=20,
-    readers=ReaderConfig(width=16, steps=4, batch=16, embedding=6),
+    readers=ReaderConfig(width=16, steps=4, batch=16),
 )
 
 
@@ -52,7 +52,7 @@ class Glance:
 
     def __init__(self, *, knows_people: bool = True, further: int = 0) -> None:
         self.knows_people, self.described, self.looked = knows_people, list[int](), 0
-        self.further, self.scored = further, list[int]()
+        self.further, self.scored, self.dimensions = further, list[int](), 6
         self.eyes = torch.randn(ROWS * DIM, 6, generator=torch.Generator().manual_seed(4))
 
     def person(self, w_plus: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ def test_identity_loss_is_the_angle() -> None:
 def test_attributes_that_are_not_edited_are_read_and_held(flow: PrincipalFlow) -> None:
     """What two further attributes cost, in the same readers, with and without the term that holds them."""
     witness = Glance(further=2)
-    readers = ReaderConfig(width=32, steps=200, batch=64, embedding=6)
+    readers = ReaderConfig(width=32, steps=200, batch=64)
     shared: dict[str, Any] = {"readers": readers, "width": 32, "blocks": 1, "steps": 300, "identity": 0.0}
     shared |= {"looked_at": 64, "identity_rows": 64}
     moved: dict[float, float] = {}
