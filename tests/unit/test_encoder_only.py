@@ -45,13 +45,13 @@ def test_a_good_and_a_bad_one(good: EncoderTraining) -> None:
 
 def test_steps_teach_it_to_read_codes() -> None:
     generator, prior, _ = networks()
-    people = prior.sample(32, torch.Generator().manual_seed(99), truncation=0.8)  # pyright: ignore
+    people = prior.sample(8, torch.Generator().manual_seed(99), truncation=0.8)  # pyright: ignore
     with torch.no_grad():
         pictures = generator.synthesize(people).clamp(-1, 1)  # pyright: ignore
         spread = people.std(dim=0)
 
     def error(steps: int) -> float:
-        data, _ = trained(BAD.model_copy(update={"steps": steps, "batch": 8, "learning_rate": 2e-3}))
+        data, _ = trained(BAD.model_copy(update={"steps": steps, "batch": 4, "learning_rate": 2e-3}))
         with torch.no_grad():
             read = load_model(data, expect="encoder").encode(pictures)
         return float(((read - people) / spread).abs().mean())
