@@ -205,7 +205,7 @@ def differences(
         state = walked.states[i].expand(shape) if many > 1 else walked.states[i][None]
         at = added(state, inner[j], changes).flatten(0, 1)
         slope = flow.velocity(times[i], at, s_after).unflatten(0, shape[:2])
-        changes.append(slope - walked.slopes[i])
+        changes.append(slope.sub_(walked.slopes[i]))
         if evaluations is not None:
             evaluations.count += 1
     return changes

@@ -14,13 +14,14 @@ hang on its neighbours; and unchanged s has q = 0, an estimate of zero and the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from sdflow_core.method import mirrored
 from sdflow_core.method.flow import ConditionalFlow
 from sdflow_core.method.mirrored import MirroredScheme, Trace, classical, differences, moved, trace
 from sdflow_core.method.row_field import RowFlow
@@ -28,6 +29,7 @@ from sdflow_core.records.errors import ContractError
 
 Feature = tuple[Literal["back", "there"], int, int]  # of the q_j or the k_j, order of the difference, first j
 
+_TOGETHER = 576  # rows walked at once: enough for the matrix products, few enough for the caches
 _LEAST = 1e-30  # sizes below are taken for it: a logarithm of zero is none
 
 
@@ -96,11 +98,15 @@ def edited(
     Returns:
         Edited codes [E * B, L, D].
     """
-    walked = trace(flow, w_plus, s, by.scheme)
-    changes = differences(flow, walked, s_after, by.scheme)
-    out = moved(flow, walked, changes, by.scheme)
-    hard = by.gauge.estimate(flow.std, walked, changes) >= by.limit  # [E, B, L]
-    del walked, changes
+    many, after = len(s_after) // len(w_plus), s_after.unflatten(0, (-1, len(w_plus)))  # [E, B, A]
+    out = w_plus.new_empty(many, *w_plus.shape)
+    hard = torch.empty(out.shape[:3], dtype=torch.bool, device=out.device)
+    for part in torch.arange(len(w_plus)).split(max(1, _TOGETHER // flow.rows)):
+        here = slice(int(part[0]), int(part[-1]) + 1)
+        walked = trace(flow, w_plus[here], s[here], by.scheme)
+        changes = differences(flow, walked, after[:, here].flatten(0, 1), by.scheme)
+        out[:, here] = moved(flow, walked, changes, by.scheme).unflatten(0, (many, -1))
+        hard[:, here] = by.gauge.estimate(flow.std, walked, changes) >= by.limit
     edit, code, row = hard.nonzero(as_tuple=True)
     if effort is not None:
         effort.rows += hard.numel()
@@ -109,18 +115,17 @@ def edited(
         sources, which = torch.unique(code * flow.rows + row, return_inverse=True)
         if effort is not None:
             effort.there_again += len(sources)
-        of = sources // flow.rows, sources % flow.rows
-        again = trace(flow.picked(of[1]), w_plus[of][:, None], s[of[0]], by.finer)
-        again = Trace(
-            again.w_plus[which],
-            tuple(state[which] for state in again.states),
-            tuple(slope[which] for slope in again.slopes),
-            again.z[which],
-        )
-        alone, after = flow.picked(row), s_after[edit * len(w_plus) + code]
-        better = moved(alone, again, differences(alone, again, after, by.finer), by.finer)
-        out[edit * len(w_plus) + code, row] = better[:, 0]
-    return out
+        for first in range(0, len(sources), 2 * _TOGETHER):
+            these = sources[first : first + 2 * _TOGETHER]
+            here = (which >= first) & (which < first + len(these))
+            e, b, r = edit[here], code[here], row[here]
+            codes, rows = these // flow.rows, these % flow.rows
+            again = trace(flow.picked(rows), w_plus[codes, rows][:, None], s[codes], by.finer)
+            again = _of(again, which[here] - first)
+            alone = flow.picked(r)
+            changes = differences(alone, again, after[e, b], by.finer)
+            out[e, b, r] = moved(alone, again, changes, by.finer)[:, 0]
+    return out.flatten(0, 1)
 
 
 @torch.no_grad()
@@ -175,7 +180,9 @@ def adapted(
         changes = differences(rows, walked, s_after[part], scheme)
         truths.append(_edit(rows, w_plus[part], s[part], s_after[part], exact))
         errors.append((moved(rows, walked, changes, scheme) - truths[-1]).abs().amax(-1).flatten())
-        of = [_size(feature, rows.std, walked, changes).expand(len(changes[0]), -1, -1) for feature in features]
+        of = [
+            _size(feature, rows.std, walked, changes).expand(len(changes[0]), -1, -1) for feature in features
+        ]
         sizes.append(torch.stack([size.flatten() for size in of], dim=1))
     size, error, truth = torch.cat(sizes).double(), torch.cat(errors).double(), torch.cat(truths)
     half = len(size) // 2
@@ -197,6 +204,51 @@ def adapted(
     return RowAdaptive(scheme, gauge, limit, finer)
 
 
+def as_numbers(by: RowAdaptive) -> dict[str, object]:
+    """The scheme as plain data, for JSON."""
+    return {
+        "scheme": mirrored.as_numbers(by.scheme),
+        "finer": mirrored.as_numbers(by.finer),
+        "limit": by.limit,
+        "gauge": {
+            "features": [list(feature) for feature in by.gauge.features],
+            "weights": list(by.gauge.weights),
+            "constant": by.gauge.constant,
+        },
+    }
+
+
+def from_numbers(numbers: Mapping[str, Any]) -> RowAdaptive:
+    """Inverse of `as_numbers`.
+
+    Raises:
+        ContractError: Numbers that are none of it.
+    """
+    try:
+        gauge = numbers["gauge"]
+        features: list[Feature] = [(way, int(order), int(j)) for way, order, j in gauge["features"]]
+        weights = tuple(float(weight) for weight in gauge["weights"])
+        found = Gauge(tuple(features), weights, float(gauge["constant"]))
+        limit = float(numbers["limit"])
+        of = {name: mirrored.from_numbers(numbers[name]) for name in ("scheme", "finer")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _wrong(str(error)) from error
+    known = _features(of["scheme"])
+    if len(features) != len(weights) or not set(features) <= set(known) or min(weights, default=0.0) < 0:
+        raise _wrong(f"features {features}, weights {weights}")
+    return RowAdaptive(of["scheme"], found, limit, of["finer"])
+
+
+def _wrong(found: str) -> ContractError:
+    return ContractError("row-adaptive scheme", expected="numbers made by as_numbers", found=found)
+
+
+def _of(walked: Trace, index: Tensor) -> Trace:
+    """The ways there of some of its codes, repeated as the index says."""
+    states, slopes = (tuple(part[index] for part in parts) for parts in (walked.states, walked.slopes))
+    return Trace(walked.w_plus[index], states, slopes, walked.z[index])
+
+
 def _grid(steps: int) -> MirroredScheme:
     return classical([(i + 1) / steps for i in range(steps)])
 
@@ -208,9 +260,10 @@ def _edit(flow: RowFlow, w_plus: Tensor, s: Tensor, s_after: Tensor, scheme: Mir
 
 def _features(scheme: MirroredScheme) -> list[Feature]:
     there, back = len(scheme.times), len(scheme.mirror)
-    out: list[Feature] = [("back", 1, j) for j in range(back - 1)]
-    out += [("back", 2, j) for j in range(back - 2)]
-    return out + [("there", 2, j) for j in range(there - 2)]
+    first: list[Feature] = [("back", 1, j) for j in range(back - 1)]
+    second: list[Feature] = [("back", 2, j) for j in range(back - 2)]
+    slopes: list[Feature] = [("there", 2, j) for j in range(there - 2)]
+    return first + second + slopes
 
 
 def _size(feature: Feature, std: Tensor, walked: Trace, changes: Sequence[Tensor]) -> Tensor:

@@ -6,9 +6,9 @@ one matrix product over all rows of all codes, one fused multiply-add and one si
 2 sigmoid(2u) - 1, and a sigmoid takes a third of the time here: the factor inside goes into g and h, the
 factor outside and the constant into the next layer's W and b. The result is that of the flow to rounding.
 
-The products are nearly all of it. On processors that MKL does not favour the BLAS that comes with numpy is a
-quarter faster (91 against 70 Gflop/s on the EPYC of docs/benchmarks.md), so it can be asked for. It counts its
-threads by OMP_NUM_THREADS and not by `torch.set_num_threads`.
+The products are nearly all of it. On processors that torch's library does not favour, the BLAS that comes
+with numpy is quicker (91 against 70 Gflop/s on one idle core of an AMD EPYC), so it can be asked for. It
+takes its number of threads from OMP_NUM_THREADS when it is loaded and not from `torch.set_num_threads`.
 """
 
 from __future__ import annotations
