@@ -4,7 +4,9 @@ Usage: `python benchmarks/bench_flow.py [--wplus FOLDER] [--rounds 3] [--json]`
 
 Reference: dopri5 at 1e-5 both ways with Hutchinson's divergence. `edit`: the same weights by a mirrored
 scheme, state path only; `edit4`: four edits of one image, the way there computed once. Schemes called fitted
-have their numbers bent to the flow on training codes; the codes that are edited have no part in it.
+have their numbers bent to the flow on training codes; the codes that are edited have no part in it. Nor have
+they in what tells which rows are walked again by a finer scheme (`row_adaptive.py`). `--product`: whose
+matrix products the schemes use, torch's or those of numpy's BLAS; the reference is torch's in any case.
 `default`: principal flow (z) and edit map. All rows are timed in turn (A B A B ..), medians; ratios are
 images a second against the reference. `max_dw` is over the batch and the one edit that is timed, `max_dw4`
 over its four edits; a scheme holds the bound only where both do.
@@ -18,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import flow_codes
 import torch
@@ -38,6 +41,8 @@ from sdflow_core.method.edit_map import EditMap, EditMapConfig
 from sdflow_core.method.flow import PAPER_FLOW, ConditionalFlow
 from sdflow_core.method.mirrored import MirroredScheme, as_numbers, classical, retrace, trace
 from sdflow_core.method.principal import PrincipalFlow
+from sdflow_core.method.row_adaptive import Effort, RowAdaptive, adapted, edited
+from sdflow_core.method.row_adaptive import as_numbers as adaptive_numbers
 from sdflow_core.method.row_field import RowFlow
 from sdflow_core.method.scheme_fit import fitted
 from sdflow_core.method.solvers import SolverConfig
@@ -66,30 +71,45 @@ def in_turn(cases: dict[str, Callable[[], object]], rounds: int, clock: Clock) -
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+Scheme = MirroredScheme | RowAdaptive
+FIT, ADAPT = 768, 2048  # codes that a scheme and the choice of its hard rows are fitted on
+
+
 @torch.no_grad()
-def schemes(flow: ConditionalFlow, codes: flow_codes.Codes, rounds: int) -> dict[str, MirroredScheme]:
-    """Schemes of rising cost: two steps, those bent to this flow on training codes, three, four."""
+def schemes(flow: ConditionalFlow, codes: flow_codes.Codes, rounds: int) -> dict[str, Scheme]:
+    """Schemes of rising cost: two steps, one bent to this flow on training codes, with and without its hard
+    rows walked again, three steps, four."""
     two, four = classical([0.5, 1.0]), classical([0.25, 0.5, 0.75, 1.0])
-    out = {"2 steps": two}
+    out: dict[str, Scheme] = {"2 steps": two}
     if rounds:
         alone = ConditionalFlow(1, flow.dim, flow.attributes, flow.config)  # single rows: an 18th of the cost
         alone.load_state_dict(flow.state_dict() | {"mean": flow.mean[:1], "std": flow.std[:1]})
         rows = RowFlow(alone)
         rng = torch.Generator().manual_seed(5)
-        count = 384
+        count = FIT + ADAPT
         # the first half are samples; the second is blended of the very codes that are edited
         picked = torch.randint(len(codes.train) // 2, (count,), generator=rng)
         row = torch.randint(flow.rows, (count,), generator=rng)
         w, s = codes.train[picked, row][:, None], codes.s_train[picked]
         after = torch.stack(asked(s))[torch.randint(s.shape[1], (count,), generator=rng), torch.arange(count)]
-        coarse, fine = (retrace(rows, trace(rows, w, s, scheme), after, scheme) for scheme in (two, four))
+        coarse, fine = (
+            retrace(rows, trace(rows, w[:FIT], s[:FIT], scheme), after[:FIT], scheme)
+            for scheme in (two, four)
+        )
         # half of the codes to fit on are those that a loose grid misses most: the bound is on the worst
         order = (coarse - fine).abs().flatten(1).amax(1).argsort(descending=True)
-        kept = torch.cat([order[:32], order[32:][torch.randperm(count - 32, generator=rng)[:32]]])
-        for n, start in ((7, classical([0.55, 1.0], (4, 3))), (8, classical([0.45, 1.0]))):
-            name, began = f"{n} evaluations a way, fitted", time.perf_counter()
-            out[name] = fitted(alone, start, w[kept], s[kept], after[kept], rounds=rounds)
-            print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+        kept = torch.cat([order[:64], order[64:][torch.randperm(FIT - 64, generator=rng)[:64]]])
+        name, began = "8 evaluations a way, fitted", time.perf_counter()
+        bent = fitted(alone, classical([0.45, 1.0]), w[kept], s[kept], after[kept], rounds=rounds)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+        began = time.perf_counter()
+        by = adapted(rows, bent, w[FIT:], s[FIT:], after[FIT:])
+        print(
+            f"hard rows: estimate >= {by.limit:.1e}, again with {len(by.finer.times)} evaluations a way; "
+            f"{time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+        out |= {name: bent, "8 fitted, hard rows again": by}
     return out | {"3 steps": classical([1 / 3, 2 / 3, 1.0]), "4 steps": four}
 
 
@@ -97,9 +117,10 @@ def edits(
     flow: ConditionalFlow,
     principal: PrincipalFlow,
     codes: flow_codes.Codes,
-    offered: dict[str, MirroredScheme],
+    offered: dict[str, Scheme],
     rounds: int,
     clock: Clock,
+    product: Literal["torch", "numpy"],
 ) -> dict[str, float | str]:
     """Rows of the edit table. The quickest scheme that holds max |dw| <= 1e-3 gives `edit_ratio`."""
     w, s = codes.held, codes.s_held
@@ -107,12 +128,14 @@ def edits(
     one, four = wanted[1], torch.cat(wanted)
     reference = PublishedField(flow)
     reference.probe = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
-    fast = RowFlow(flow)
+    fast = RowFlow(flow, product)
     edit_map = EditMap(len(principal.spread), s.shape[1], EditMapConfig()).eval()
     phi = features(s)
 
     @torch.no_grad()
-    def fast_edit(after: Tensor, scheme: MirroredScheme) -> Tensor:
+    def fast_edit(after: Tensor, scheme: Scheme, effort: Effort | None = None) -> Tensor:
+        if isinstance(scheme, RowAdaptive):
+            return edited(fast, w, s, after, scheme, effort)
         return retrace(fast, trace(fast, w, s, scheme), after, scheme)
 
     @torch.no_grad()
@@ -126,9 +149,13 @@ def edits(
     nfe = reference.calls // len(wanted)
     off: dict[str, tuple[float, ...]] = {}
     for name, scheme in offered.items():
-        each = (fast_edit(four, scheme).unflatten(0, truth.shape[:2]) - truth).abs().flatten(1).amax(1)
+        effort = Effort()
+        each = (
+            (fast_edit(four, scheme, effort).unflatten(0, truth.shape[:2]) - truth).abs().flatten(1).amax(1)
+        )
         off[name] = float(each[1]), float(each.max())
-        print(f"{name}: max |dw| {off[name][0]:.1e}, of four edits {off[name][1]:.1e}", flush=True)
+        hard = f"; {effort}" if effort.rows else ""
+        print(f"{name}: max |dw| {off[name][0]:.1e}, of four edits {off[name][1]:.1e}{hard}", flush=True)
     cases: dict[str, Callable[[], object]] = {"reference": lambda: published_edit(reference, w, s, one)}
     for name, scheme in offered.items():
         cases[name] = lambda scheme=scheme: fast_edit(one, scheme)
@@ -232,11 +259,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--fit-rounds", type=int, default=10, help="rounds that bend schemes to the flow; 0: none"
+        "--fit-rounds", type=int, default=16, help="rounds that bend schemes to the flow; 0: none"
     )
     parser.add_argument(
         "--weights", type=Path, help="keep the trained published flow here, and take it from here"
     )
+    parser.add_argument("--product", choices=("torch", "numpy"), default="numpy")
     parser.add_argument("--scheme", type=Path, help="write the numbers of the chosen scheme here, as JSON")
     parser.add_argument(
         "--processor-time",
@@ -262,9 +290,11 @@ def main() -> None:
     started = time.perf_counter()
     offered = schemes(flow, codes, options.fit_rounds)
     print(f"schemes: {time.perf_counter() - started:.0f} s")
-    result = edits(flow, principal, codes, offered, options.rounds, clock)
+    result = edits(flow, principal, codes, offered, options.rounds, clock, options.product)
     if options.scheme:
-        options.scheme.write_text(json.dumps(as_numbers(offered[str(result["scheme"])])))
+        chosen = offered[str(result["scheme"])]
+        numbers = adaptive_numbers(chosen) if isinstance(chosen, RowAdaptive) else as_numbers(chosen)
+        options.scheme.write_text(json.dumps(numbers))
     result |= training(flow, principal, codes, options.train_batch, options.rounds, clock)
     if options.json:
         print(json.dumps({"codes": codes.said, **result}))

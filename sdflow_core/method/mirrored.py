@@ -46,14 +46,14 @@ _KUTTA = {
 
 @dataclass(frozen=True)
 class MirroredScheme:
-    """Numbers of the scheme for n evaluations a way, for T = 1 (others are scaled).
+    """Numbers of the scheme for n evaluations there and m back, for T = 1 (others are scaled).
 
     Attributes:
         times: t_i [n].
         inner: A [n, n], strictly lower: Y_i = y(0) + sum_j A_ij k_j.
         outer: b [n]: z = y(0) + sum_j b_j k_j.
-        back_inner: A' [n, n], strictly lower.
-        back_outer: b' [n].
+        back_inner: A' [m, m], strictly lower.
+        back_outer: b' [m].
         mirror: m(j): the point of the way there that evaluation j of the way back belongs to.
     """
 
@@ -144,15 +144,15 @@ def from_numbers(numbers: dict[str, list[object]]) -> MirroredScheme:
     """
     try:
         tensors = {name: torch.tensor(numbers[name], dtype=torch.float64) for name in _TENSORS}
-        mirror = tuple(int(str(m)) for m in numbers["mirror"])
+        mirror = tuple(int(str(i)) for i in numbers["mirror"])
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(
             "mirrored scheme", expected="numbers made by as_numbers", found=str(error)
         ) from error
-    n = len(mirror)
-    shapes = {"times": [n], "inner": [n, n], "outer": [n], "back_inner": [n, n], "back_outer": [n]}
+    n, m = len(tensors["times"]), len(mirror)
+    shapes = {"times": [n], "inner": [n, n], "outer": [n], "back_inner": [m, m], "back_outer": [m]}
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes or not all(0 <= m < n for m in mirror):
+    if found != shapes or not all(0 <= i < n for i in mirror):
         raise ContractError("mirrored scheme", expected=shapes, found=found)
     return MirroredScheme(**tensors, mirror=mirror)
 
@@ -185,24 +185,39 @@ def retrace(
 
     Rows with s' = s are `w_plus`, to the rounding of two equal evaluations in batches of other sizes.
     """
-    many = len(s_after) // len(walked.w_plus)
+    return moved(flow, walked, differences(flow, walked, s_after, scheme, evaluations), scheme)
+
+
+def differences(
+    flow: Rows,
+    walked: Trace,
+    s_after: Tensor,
+    scheme: MirroredScheme,
+    evaluations: Evaluations | None = None,
+) -> list[Tensor]:
+    """q_j of the way back, each [E, B, L, D]."""
     like = walked.w_plus
-    inner, outer, times = _for_span(
-        flow.config.end_time, scheme.back_inner, scheme.back_outer, scheme.times, like=like
-    )
+    many = len(s_after) // len(like)
+    inner, times = _for_span(flow.config.end_time, scheme.back_inner, scheme.times, like=like)
     shape = (many, *like.shape)
     changes: list[Tensor] = []
     for j, i in enumerate(scheme.mirror):
         state = walked.states[i].expand(shape) if many > 1 else walked.states[i][None]
         at = added(state, inner[j], changes).flatten(0, 1)
         slope = flow.velocity(times[i], at, s_after).unflatten(0, shape[:2])
-        changes.append(slope - walked.slopes[i])
+        changes.append(slope.sub_(walked.slopes[i]))
         if evaluations is not None:
             evaluations.count += 1
-    moved = added(torch.zeros(shape, dtype=like.dtype, device=like.device), outer, changes)
+    return changes
+
+
+def moved(flow: Rows, walked: Trace, changes: Sequence[Tensor], scheme: MirroredScheme) -> Tensor:
+    """Edited codes [E * B, L, D] from the q_j of `differences`."""
+    like = walked.w_plus
+    (outer,) = _for_span(flow.config.end_time, scheme.back_outer, like=like)
+    change = added(torch.zeros_like(changes[0]), outer, changes)
     # only the scale of the whitening: its shift has no part in a difference
-    scaled = flow.unwhiten(moved.flatten(0, 1)) - flow.unwhiten(torch.zeros_like(like[:1]))
-    return (like.expand(shape) + scaled.unflatten(0, shape[:2])).flatten(0, 1)
+    return torch.addcmul(like, change, flow.std).flatten(0, 1)
 
 
 def _empty(n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,8 +225,8 @@ def _empty(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros(n, dtype=kind), torch.zeros(n, n, dtype=kind), torch.zeros(n, dtype=kind)
 
 
-def _for_span(end: float, inner: Tensor, outer: Tensor, times: Tensor, *, like: Tensor) -> tuple[Tensor, ...]:
-    return tuple((end * part).to(like) for part in (inner, outer, times))
+def _for_span(end: float, *parts: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    return tuple((end * part).to(like) for part in parts)
 
 
 def added(y: Tensor, weights: Tensor, slopes: Sequence[Tensor]) -> Tensor:

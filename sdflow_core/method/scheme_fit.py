@@ -103,13 +103,12 @@ class _Point:
 
     def moved(self, step: Tensor) -> _Point:
         """`step`: times, inner, back_inner below their diagonals row by row, back_outer."""
-        n = len(self.times)
-        below = torch.tril_indices(n, n, -1)
-        count = below.shape[1]
-        parts = step.cpu().split([n, count, count, n])
+        n, m = len(self.times), len(self.mirror)
+        below, back = torch.tril_indices(n, n, -1), torch.tril_indices(m, m, -1)
+        parts = step.cpu().split([n, below.shape[1], back.shape[1], m])
         inner, back_inner = self.inner.clone(), self.back_inner.clone()
         inner[below[0], below[1]] += parts[1]
-        back_inner[below[0], below[1]] += parts[2]
+        back_inner[back[0], back[1]] += parts[2]
         return _Point(self.times + parts[0], inner, back_inner, self.back_outer + parts[3], self.mirror)
 
 
@@ -141,7 +140,7 @@ class _Task:
         for i in range(there, len(times)):
             states.append(added(self.y, end * point.inner[i], slopes))
             slopes.append(self.flow.velocity(times[i], states[i], self.s))
-        for j in range(back, len(times)):
+        for j in range(back, len(point.mirror)):
             m = point.mirror[j]
             at = added(states[m], end * point.back_inner[j], changes)
             changes.append(self.flow.velocity(times[m], at, self.s_after) - slopes[m])
@@ -153,17 +152,20 @@ class _Task:
 
     def columns(self, point: _Point, walk: _Walk) -> list[Tensor]:
         """Derivatives of the error by every number, by differences; by `back_outer` as they are."""
-        n, eps = len(point.times), torch.finfo(self.y.dtype).eps ** 0.4
+        n, many, eps = len(point.times), len(point.mirror), torch.finfo(self.y.dtype).eps ** 0.4
         base = self.error(walk, point.back_outer)
         below = torch.tril_indices(n, n, -1)[0].tolist()
-        reached = [min(j for j, m in enumerate(point.mirror) if m >= i or j == n - 1) for i in range(n)]
+        below_back = torch.tril_indices(many, many, -1)[0].tolist()
+        reached = [min(j for j, m in enumerate(point.mirror) if m >= i or j == many - 1) for i in range(n)]
         # stage from which a number is felt, on the way there and on the way back
         starts = (
-            [(i, reached[i]) for i in range(n)] + [(i, reached[i]) for i in below] + [(n, i) for i in below]
+            [(i, reached[i]) for i in range(n)]
+            + [(i, reached[i]) for i in below]
+            + [(n, i) for i in below_back]
         )
         out: list[Tensor] = []
         for number, (there, back) in enumerate(starts):
-            step = torch.zeros(len(starts) + n, dtype=point.times.dtype)
+            step = torch.zeros(len(starts) + many, dtype=point.times.dtype)
             step[number] = eps
             felt = self.walk(point.moved(step), walk, there, back)
             out.append((self.error(felt, point.back_outer) - base) / eps)
