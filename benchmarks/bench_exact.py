@@ -5,7 +5,7 @@ Usage: `python benchmarks/bench_exact.py [--wplus FOLDER] [--json]`
 For each row: max |w' - w| at s' = s, and |edit - edit by dopri5 at 1e-7| / |edit| at a changed s, same
 weights, float64 for the tight solution. (a) codes of the embedded models' prior, L = 10, D = 128, principal
 flow and conditional flow; (b) codes 18 x 512, the published field. Bounds: 1e-4 and 2 %. `default` marks what
-`editing.EditConfig` asks of a flow. The inversion-free edit and the edit map are other edits by design: their
+`editing.FlowEditConfig` asks of a flow. The inversion-free edit and the edit map are other edits by design: their
 second column is information, and they do not count as meeting its bound. Plain edits, there and back without
 a correction, miss 1e-4 on the principal flow at any number of steps.
 """
@@ -31,7 +31,7 @@ from sdflow_core.method.code_source import TensorSource
 from sdflow_core.method.code_survey import survey
 from sdflow_core.method.condition import features
 from sdflow_core.method.edit_map import EditMap, EditMapConfig
-from sdflow_core.method.editing import EDIT_SOLVER, EditConfig
+from sdflow_core.method.editing import EDIT_SOLVER, FlowEditConfig
 from sdflow_core.method.flow import PAPER_FLOW, ConditionalFlow
 from sdflow_core.method.inversion_free import inversion_free_edit
 from sdflow_core.method.mirrored import classical, retrace, trace
@@ -140,7 +140,7 @@ def table(
         met = home <= 1e-4 and off <= 0.02
         out[name] = {"home": home, "off": off, "met": met}
         said = "met" if met else "another edit" if home <= 1e-4 and name.startswith(OTHER) else "missed"
-        default = " (default)" if name == DEFAULT and EditConfig().corrected else ""
+        default = " (default)" if name == DEFAULT and FlowEditConfig().corrected else ""
         print(f"{name:28}{home:11.1e}{100 * off:13.3f}%  {said}{default}", flush=True)
     return out
 

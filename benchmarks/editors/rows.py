@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.editors.material import Material
 from benchmarks.editors.options import PUBLISHED_SOLVERS, named
 from sdflow_core.method.edit_map import EditMapConfig
-from sdflow_core.method.editing import EditConfig, FlowEditor, LinearEditor, MapEditor, load_editor
+from sdflow_core.method.editing import FlowEditConfig, FlowEditor, LinearEditor, MapEditor, load_editor
 from sdflow_core.method.editor import Editor
 from sdflow_core.method.linear import fit_linear
 from sdflow_core.method.map_training import MapTraining
@@ -137,7 +137,7 @@ def _ours(material: Material, seed: int, state: StateFile) -> Editor:
 def _our_flow(material: Material, seed: int, state: StateFile) -> Editor:
     """The flow of the same training, editing by itself."""
     flow = our_map(material, seed).flow
-    config = EditConfig(solver=flow.config.solver)
+    config = FlowEditConfig(solver=flow.config.solver)
     return FlowEditor(flow, SemanticEncoder(_labeller(material)), _encoder(material), config)
 
 
@@ -196,7 +196,9 @@ def _published(objective: PaperObjective, what: str) -> Callable[[Material, int,
             material.training.images,
         )
         # edits as published: there and back by the reference solver, the round trip's error left in
-        return FlowEditor(flow, semantic, _encoder(material), EditConfig(solver=REFERENCE, corrected=False))
+        return FlowEditor(
+            flow, semantic, _encoder(material), FlowEditConfig(solver=REFERENCE, corrected=False)
+        )
 
     return train
 

@@ -54,11 +54,6 @@ class FlowEditConfig(Config):
     inversion_free: bool = False
 
 
-EditConfig = (
-    FlowEditConfig  # its former name, for scripts that use it; `request.EditConfig` is something else
-)
-
-
 class FlowEditor(EditorBase):
     """Edits by there-and-back through the flow: z = to_base(w, s), w' = from_base(z, s')."""
 
