@@ -5,7 +5,7 @@ Usage: `python benchmarks/bench_exact.py [--wplus FOLDER] [--json]`
 For each row: max |w' - w| at s' = s, and |edit - edit by dopri5 at 1e-7| / |edit| at a changed s, same
 weights, float64 for the tight solution. (a) codes of the embedded models' prior, L = 10, D = 128, principal
 flow and conditional flow; (b) codes 18 x 512, the published field. Bounds: 1e-4 and 2 %. `default` marks what
-`editing.FlowEditConfig` asks of a flow. The inversion-free edit and the edit map are other edits by design: their
+`FlowEditConfig` asks of a flow. The inversion-free edit and the edit map are other edits by design: their
 second column is information, and they do not count as meeting its bound. Plain edits, there and back without
 a correction, miss 1e-4 on the principal flow at any number of steps.
 """
