@@ -90,6 +90,7 @@ class Row:
         self.pictures, wall, cpu = timed(self.call, self.device)
         self.wall.append(wall)
         self.cpu.append(cpu)
+        print(f"{self.name}: {wall:.2f} s, {cpu:.2f} s of CPU", file=sys.stderr, flush=True)
 
     def figures(self, batch: int, plain: Row) -> dict[str, Any]:
         """What is printed of it, beside the straightforward side."""
