@@ -48,7 +48,7 @@ class Halving:
     """Applies a function to a batch, in halves once it did not fit.
 
     A batch that fits is one call, as if this were not there. What did not fit is remembered: later batches
-    come in the smaller size at once. Said in the log the first time; the pictures are the same up to rounding.
+    come in the smaller size at once. Said in the log the first time; results are the same up to rounding.
 
     Args:
         name: Of what is applied, for the log.
