@@ -10,7 +10,7 @@ from tasks.ingest import ingest_shard
 from tasks.ingest_plan import plan_ingest
 from tasks.latents import invert_shard, label_shard, plan_invert, plan_label
 from tasks.reports import contact_sheet, counted, edit_run_document, edited, planned
-from tasks.runtime import store_at
+from tasks.runtime import load_bundle, store_at
 from tasks.step import Job, each_shard
 
 
@@ -39,7 +39,7 @@ def edit_body(
     job: Job, requests: list[dict[str, Any]], config: dict[str, Any] | None, dry_run: bool = False
 ) -> dict[str, Any]:
     """Edits of every source by every request, and their contact sheet; a dry run only counts."""
-    settings = edit_config(config)
+    settings = edit_config(config, load_bundle(store_at(job.store), job.bundle))
     plan = plan_edit(job, variants_of(requests), settings, dry_run)
     if dry_run:
         return planned(job, plan)
@@ -53,7 +53,7 @@ def edit_body(
 
 def queue_body(job: Job, requests: list[dict[str, Any]], config: dict[str, Any] | None) -> QueuePlan:
     """Edits that nobody was asked about yet, and the contact sheets of their runs."""
-    settings = edit_config(config)
+    settings = edit_config(config, load_bundle(store_at(job.store), job.bundle))
     plan = plan_queue(job, variants_of(requests), settings)
     each_shard(edit_shard, job, plan.shards.shards, settings)
     for edit_run in plan.edit_runs:

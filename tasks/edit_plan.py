@@ -15,7 +15,7 @@ from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import canonical_json, sha256_hex
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
-from sdflow_core.weights.model_store import edited_attributes
+from sdflow_core.weights.model_store import Bundle, edited_attributes
 from tasks import recipes
 from tasks.consented import today
 from tasks.plans import Shards, write_plans
@@ -65,11 +65,21 @@ def variants_of(requests: list[dict[str, Any]]) -> tuple[Any, ...]:
     return variants
 
 
-def edit_config(config: dict[str, Any] | None) -> Any:
-    """How requests are carried out, from plain values; the defaults when there are none."""
+def edit_config(config: dict[str, Any] | None, bundle: Bundle | None = None) -> Any:
+    """How requests are carried out, from plain values; the defaults when there are none.
+
+    Args:
+        config: What was asked for.
+        bundle: Under which: one with large pictures has fewer of them in a call, unless asked otherwise.
+    """
+    from sdflow_core.faces.micro_batch import micro_batch_for
     from sdflow_core.method.request import EditConfig
 
-    return EditConfig.model_validate(config or {})
+    given = EditConfig.model_validate(config or {})
+    if bundle is None or "micro_batch" in given.model_fields_set:
+        return given
+    fewer = min(given.micro_batch, micro_batch_for(bundle.resolution))
+    return EditConfig.model_validate({**(config or {}), "micro_batch": fewer})
 
 
 class QueuePlan(Config):

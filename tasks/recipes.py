@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sdflow_core.faces.micro_batch import MICRO_BATCH, micro_batch_for
 from sdflow_core.records.config import as_recipe
 from sdflow_core.records.keys import canonical_json, recipe_document, sha256_hex
 
@@ -29,7 +30,6 @@ VERSIONS = {
     "pretrain": 2,
     "paste": 1,
 }
-MICRO_BATCH = 16
 _EDIT_MODELS = ("editor", "generator", "encoder", "labeller", "identity", "judge")
 
 
@@ -66,15 +66,21 @@ def ingest(bundle: Bundle) -> Recipe:
     return _recipe("ingest", as_recipe(ingest_config(bundle)), detector=bundle.detector)
 
 
+def micro_batch(bundle: Bundle) -> int:
+    """Rows a network call under a bundle: fewer where pictures are large."""
+    return min(MICRO_BATCH, micro_batch_for(bundle.resolution))
+
+
 def invert(bundle: Bundle) -> Recipe:
     """W+ codes."""
-    config = {"micro_batch": MICRO_BATCH, "precision": "fp32", "refinement_steps": 0}
+    config = {"micro_batch": micro_batch(bundle), "precision": "fp32", "refinement_steps": 0}
     return _recipe("invert", config, encoder=bundle.encoder, generator=bundle.generator)
 
 
 def label(bundle: Bundle) -> Recipe:
     """Attribute scores."""
-    return _recipe("label", {"micro_batch": MICRO_BATCH, "precision": "fp32"}, labeller=bundle.labeller)
+    config = {"micro_batch": micro_batch(bundle), "precision": "fp32"}
+    return _recipe("label", config, labeller=bundle.labeller)
 
 
 def train(bundle: Bundle, config: dict[str, Any]) -> Recipe:

@@ -10,14 +10,16 @@ Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
+from sdflow_core.faces import large_features
 from sdflow_core.faces.checkpoint import NetworkConfig
+from sdflow_core.faces.large_features import Block, Form, Precision
 from sdflow_core.records.errors import ContractError
 
 NoiseMode = Literal["fixed", "random", "none"]
@@ -243,19 +245,67 @@ class Generator(nn.Module):
         rows = self.mapping(z)[:, None, :].expand(-1, self.num_rows, -1)
         return self.mean_w + truncation * (rows - self.mean_w)
 
-    def synthesize(self, w_plus: Tensor, *, noise: NoiseMode = "fixed") -> Tensor:
+    def synthesize(
+        self,
+        w_plus: Tensor,
+        *,
+        noise: NoiseMode = "fixed",
+        precision: Precision = "fp32",
+        up_to: int | None = None,
+        form: Form | None = None,
+    ) -> Tensor:
         """Render codes.
 
         Args:
             w_plus: [B, L, D] float.
             noise: `fixed` uses the buffers of the model (deterministic), `random` draws, `none` adds nothing.
+            precision: `fp16` or `bf16` computes the last four resolutions in it, with features bounded by
+                256 as in training.
+            up_to: Stop at this resolution, for a preview: the picture there, before finer ones are added.
+            form: How resolutions of 128 px and more are computed without gradients, see `large_features`;
+                None takes what is fastest on the device.
 
         Returns:
-            [B, 3, H, W] RGB, nominally in [-1, 1].
+            [B, 3, H, W] RGB, fp32 for fp32 codes, nominally in [-1, 1]; H = W = `up_to` where given.
 
         Raises:
-            ContractError: The codes do not have this generator's rows and width.
+            ContractError: The codes do not have this generator's rows and width, or `up_to` is not one of its
+                resolutions, or there is no such precision.
         """
+        self._check(w_plus, precision, up_to)
+        sides = [8 * 2**b for b in range(len(self.rgbs)) if 8 * 2**b <= (up_to or self.config.resolution)]
+        half_from = self.config.resolution >> (large_features.HALF_RESOLUTIONS - 1)
+        half_from = self.config.resolution + 1 if precision == "fp32" else half_from
+        graded = torch.is_grad_enabled() and (
+            w_plus.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+        other_from = half_from if graded else min(half_from, large_features.LARGE)
+        fir = self.fir
+        x = self.const.expand(w_plus.shape[0], -1, -1, -1)
+        x = self.first(x, w_plus[:, 0], fir, noise)
+        rgb = self.first_rgb(x, w_plus[:, 1], None, fir)
+        layers = list(zip(sides, self.up_convs, self.convs, self.rgbs, strict=False))
+        blocks: list[Block] = []
+        for b, (side, up, conv, to_rgb) in enumerate(layers):
+            if side >= other_from:
+                dtype = large_features.DTYPES[precision] if side >= half_from else x.dtype
+                bound = self.config.conv_clamp
+                if side >= half_from:
+                    bound = min(bound or math.inf, large_features.HALF_BOUND)
+                rows = w_plus[:, 1 + 2 * b : 4 + 2 * b]
+                made = (cast(StyledConv, up), cast(StyledConv, conv), cast(ToRGB, to_rgb))
+                blocks.append(Block(*made, rows, noise, dtype, bound))
+                continue
+            x = up(x, w_plus[:, 1 + 2 * b], fir, noise)
+            x = conv(x, w_plus[:, 2 + 2 * b], fir, noise)
+            rgb = to_rgb(x, w_plus[:, 3 + 2 * b], rgb, fir)
+        if not blocks:
+            return rgb
+        if graded:
+            form = "factorised"
+        return large_features.finished(blocks, x, rgb, fir, form)
+
+    def _check(self, w_plus: Tensor, precision: str, up_to: int | None) -> None:
         if w_plus.ndim != 3 or tuple(w_plus.shape[1:]) != (self.num_rows, self.config.style_dim):
             raise ContractError(
                 "latents do not fit the generator",
@@ -263,15 +313,11 @@ class Generator(nn.Module):
                 found=list(w_plus.shape),
                 todo="use latents made by the encoder of the same bundle",
             )
-        fir = self.fir
-        x = self.const.expand(w_plus.shape[0], -1, -1, -1)
-        x = self.first(x, w_plus[:, 0], fir, noise)
-        rgb = self.first_rgb(x, w_plus[:, 1], None, fir)
-        for b, (up, conv, to_rgb) in enumerate(zip(self.up_convs, self.convs, self.rgbs, strict=True)):
-            x = up(x, w_plus[:, 1 + 2 * b], fir, noise)
-            x = conv(x, w_plus[:, 2 + 2 * b], fir, noise)
-            rgb = to_rgb(x, w_plus[:, 3 + 2 * b], rgb, fir)
-        return rgb
+        known = [4 * 2**i for i in range(self.num_rows // 2)]
+        if up_to is not None and up_to not in known:
+            raise ContractError("resolution of the preview", expected=f"one of {known}", found=up_to)
+        if precision not in large_features.DTYPES:
+            raise ContractError("precision", expected="fp32, fp16 or bf16", found=precision)
 
     def forward(self, w_plus: Tensor, noise: NoiseMode = "fixed") -> Tensor:
         """Alias of `synthesize`."""

@@ -1,7 +1,8 @@
 """The networks of one bundle, opened once, called in fixed micro-batches, every call counted.
 
 A row must give the same bytes whatever its neighbours: the last micro-batch is filled up by repeating its
-last row, so that every call of a network sees the same shape.
+last row, so that every call of a network sees the same shape. Where a micro-batch does not fit into memory it
+is halved, and stays so.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sdflow_core.faces.brought_identity import BroughtIdentity
 from sdflow_core.faces.checkpoint import is_model, load_model
 from sdflow_core.faces.detect import Detector
 from sdflow_core.faces.identity import Identity
+from sdflow_core.faces.micro_batch import Halving, micro_batch_for
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.model_store import Bundle, ModelStore
 
@@ -53,7 +55,7 @@ class Networks:
         models: Where the weights lie.
         bundle: Which models.
         device: Torch device.
-        micro_batch: Rows a call.
+        micro_batch: Rows a call; by default what suits the resolution of the bundle.
         calls: Counter of micro-batches by network; shared by all that count together.
     """
 
@@ -63,10 +65,12 @@ class Networks:
         bundle: Bundle,
         *,
         device: str = "cpu",
-        micro_batch: int = 16,
+        micro_batch: int | None = None,
         calls: Counter[str] | None = None,
     ) -> None:
-        self.models, self.bundle, self.device, self.micro_batch = models, bundle, device, micro_batch
+        self.models, self.bundle, self.device = models, bundle, device
+        self.micro_batch = micro_batch or micro_batch_for(bundle.resolution)
+        self._halvings: dict[str, Halving] = {}
         self.calls: Counter[str] = Counter() if calls is None else calls
 
     def digest(self, kind: str) -> str:
@@ -143,9 +147,17 @@ class Networks:
 
         Returns:
             [N, ...], same order. N = 0 is an error of the caller.
+
+        Raises:
+            ContractError: Not even one row fits into memory.
         """
         out: list[Tensor] = []
         size = self.micro_batch
+        halving = self._halvings.setdefault(name, Halving(name))
+
+        def on_device(part: Tensor) -> Tensor:
+            return call(part.to(self.device)).float().cpu()
+
         with torch.no_grad():
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
@@ -155,7 +167,7 @@ class Networks:
                 if part.ndim == 4:
                     part = part.contiguous(memory_format=torch.channels_last)
                 count_call(self.calls, name)
-                out.append(call(part.to(self.device)).float().cpu()[:count])
+                out.append(halving.apply(on_device, part)[:count])
         return torch.cat(out)
 
     def encode(self, images: Pixels) -> npt.NDArray[np.float32]:
