@@ -52,7 +52,7 @@ class RefineConfig(Config):
     """
 
     steps: PositiveInt = 60
-    rate: PositiveFloat = 0.05
+    rate: PositiveFloat = 0.1
     pull: NonNegativeFloat = 0.02
     levels: int = Field(default=4, ge=1, le=8)
     absolute: NonNegativeFloat = 0.1

@@ -118,13 +118,13 @@ def tune(
             wanted = generator.synthesize(near).float()
         with torch.enable_grad():
             drawn = copied.synthesize(torch.cat([pivot, near])).float()
-            loss = distortion(drawn[:1], target, compared).sum()
+            away = distortion(drawn[:1], target, compared).sum()
             change = (drawn[1:] - wanted).square().mean()
-            loss = loss + config.locality * change
+            loss = away + config.locality * change
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-        value = float(loss.detach())
-        if not math.isfinite(value):
+        value = float(away.detach())  # the anchors are others each time: not to be compared
+        if not math.isfinite(float(loss.detach())):
             reason = "the tuning gave numbers that are not finite: the best weights before them were kept"
             break
         if value < best:
