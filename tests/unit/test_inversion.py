@@ -1,4 +1,4 @@
-"""Refined codes and tuned copies: nearer to the photograph, near the encoder, and of no neighbour's making."""
+"""Refined codes and tuned copies: nearer to the photograph, near the encoder, alike in every batch."""
 
 from __future__ import annotations
 
