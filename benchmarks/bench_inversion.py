@@ -4,10 +4,10 @@ Usage: `python benchmarks/bench_inversion.py [--people 32] [--tuned 4] [--data F
 
 The people are drawn by the embedded prior at its full spread, shifted, tinted, given a camera's noise and
 written as JPEG, so that no code gives exactly their pictures; nobody is real. `--data FOLDER` takes test
-people of FOLDER/lfw.tar instead (private; kept in the user's cache). For each way: PSNR to the crop; cosine of
-SFace to the crop; seconds a row (CPU, one thread, encoder included); how far the code moved, in its own
-spread; and editability: a linear direction of `smiling` moves every code until the mean code's score would be
-flipped, and counted is what the labeller reads flipped, beside the identity that is left.
+people of FOLDER/lfw.tar instead (private; kept in the user's cache). For each way: PSNR to the crop; SFace's
+cosine to the crop; seconds a row (CPU, one thread, encoder included); how far the code moved, in its own
+spread; and editability: 1.5 times the difference of the class means of `smiling` is added to every code or
+taken from it, and counted is how many the labeller then reads flipped, beside the identity that is left.
 """
 
 from __future__ import annotations

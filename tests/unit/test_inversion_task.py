@@ -1,4 +1,4 @@
-"""Codes of a quality in the records: beside the encoder's, with figures of their own, and what edits ask for."""
+"""Codes of a quality in the records: beside the encoder's, with figures of their own, for edits to ask for."""
 
 from __future__ import annotations
 
