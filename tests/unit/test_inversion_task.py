@@ -1,4 +1,4 @@
-"""Codes of a quality in the records: beside the encoder's, with figures of their own, for edits to ask for."""
+"""Codes of a quality in the records: beside the encoder's, with figures of their own, asked for by edits."""
 
 from __future__ import annotations
 
