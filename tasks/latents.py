@@ -194,7 +194,7 @@ def invert_shard(run: StepRun, plan: PlanRef, quality: str = "fast") -> DatasetR
     crops = _Crops(run, networks.bundle.resolution)
     config = recipes.refinement(bundle, quality)
     steps = 0 if config is None else config.steps
-    took = dict.fromkeys(("encode_seconds", "render_seconds", "refine_seconds"), 0.0)
+    took: dict[str, float] = {"encode_seconds": 0.0, "render_seconds": 0.0, "refine_seconds": 0.0}
 
     def timed(what: str, call: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -208,8 +208,8 @@ def invert_shard(run: StepRun, plan: PlanRef, quality: str = "fast") -> DatasetR
         codes = timed("encode_seconds", lambda: networks.encode(batch))
         found: Any = None
         if config is not None:
-            given = torch.from_numpy(codes)
-            found = timed("refine_seconds", lambda: networks.refine(to_tensor(batch), given, config))
+            asked, given = config, torch.from_numpy(codes)
+            found = timed("refine_seconds", lambda: networks.refine(to_tensor(batch), given, asked))
             codes = found.w_plus.numpy()
         rendered = timed("render_seconds", lambda: networks.render(torch.from_numpy(codes)))
         return batch, codes, rendered, found
