@@ -1,4 +1,4 @@
-"""`sdflow demo | ingest | invert | label | train | edit | publish`: each runs one flow.
+"""`sdflow demo | ingest | label | train | edit | publish`: each runs one flow.
 
 On a quiet server of its own if need be.
 """
@@ -14,20 +14,31 @@ import typer
 from cli import checks
 from cli.fetch import hint
 from cli.output import State, progress, result, state, table
+from sdflow_core.faces.qualities import check_quality
 
 if TYPE_CHECKING:
     from sdflow_core.records.store import Store
 
-__all__ = ["register", "run_flow"]
+__all__ = ["Dataset", "Quality", "register", "run_flow", "show_facts"]
 
 NOT_KEPT_SHOWN = 20
 # the phases whose ticks are optimiser steps
 _COUNTED_IN_STEPS = ("train", "features", "autoencoder", "labeller", "judge")
-_Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the dataset.")]
+Quality = Annotated[
+    str,
+    typer.Option(
+        "--quality",
+        metavar="fast|good|best",
+        help="Of the codes: as the encoder gives them, or refined in few or many steps.",
+    ),
+]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Name of the dataset.")]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
+    from cli.invert import invert  # it is built on this module
+
     for command in (demo, ingest, invert, label, train, edit, publish):
         app.command(command.__name__)(command)
 
@@ -71,7 +82,7 @@ def _peak_mb() -> int:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def _facts(title: str, facts: dict[str, Any]) -> Callable[[], None]:
+def show_facts(title: str, facts: dict[str, Any]) -> Callable[[], None]:
     def show() -> None:
         rows = [
             (k, v if not isinstance(v, dict) else ", ".join(f"{a}: {b}" for a, b in v.items()))
@@ -212,21 +223,7 @@ def _show_ingest(dataset: str, facts: dict[str, Any]) -> None:
         print(f"Note: {remark}.")
 
 
-def invert(context: typer.Context, dataset: _Dataset) -> None:
-    """Encode every kept face to a W+ latent."""
-    now = state(context)
-
-    def flow() -> Any:
-        from flows.invert import invert as story
-
-        return story(dataset=dataset, store=now.store_uri)
-
-    todo = f"run `sdflow ingest SOURCE --name {dataset} --consent FILE` first"
-    facts = run_flow(now, flow, "invert", lambda store: checks.before_work(store, dataset, "faces", todo))
-    result(now, facts, _facts(f"Latents of {dataset}", facts))
-
-
-def label(context: typer.Context, dataset: _Dataset) -> None:
+def label(context: typer.Context, dataset: Dataset) -> None:
     """Score every kept face."""
     now = state(context)
 
@@ -237,12 +234,12 @@ def label(context: typer.Context, dataset: _Dataset) -> None:
 
     todo = f"run `sdflow ingest SOURCE --name {dataset} --consent FILE` first"
     facts = run_flow(now, flow, "label", lambda store: checks.before_work(store, dataset, "faces", todo))
-    result(now, facts, _facts(f"Labels of {dataset}", facts))
+    result(now, facts, show_facts(f"Labels of {dataset}", facts))
 
 
 def train(
     context: typer.Context,
-    dataset: _Dataset,
+    dataset: Dataset,
     config_name: Annotated[
         str,
         typer.Option(
@@ -289,12 +286,12 @@ def train(
         return story(dataset=dataset, config=config, store=now.store_uri)
 
     facts = run_flow(now, flow, "train", check)
-    result(now, facts, _facts(f"Editor of {dataset}", facts))
+    result(now, facts, show_facts(f"Editor of {dataset}", facts))
 
 
 def edit(
     context: typer.Context,
-    dataset: _Dataset,
+    dataset: Dataset,
     targets: Annotated[
         list[str],
         typer.Option(
@@ -306,22 +303,26 @@ def edit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many rows it would be; write no edit.")
     ] = False,
+    quality: Quality = "fast",
 ) -> None:
     """Edit every source by the request its consent covers; the edits wait for a decision."""
     now = state(context)
     request = _request(targets)
+    check_quality(quality)
 
     def flow() -> Any:
         from flows.edit import edit as story
 
-        return story(dataset=dataset, requests=[request], dry_run=dry_run, store=now.store_uri)
+        return story(
+            dataset=dataset, requests=[request], dry_run=dry_run, store=now.store_uri, quality=quality
+        )
 
     facts = run_flow(now, flow, "edit", lambda store: checks.before_edit(store, dataset, request))
     result(now, facts, lambda: _show_edit(dataset, facts))
 
 
 def _show_edit(dataset: str, facts: dict[str, Any]) -> None:
-    _facts(f"Edits of {dataset}", facts)()
+    show_facts(f"Edits of {dataset}", facts)()
     if facts.get("dry_run"):
         return
     if facts["status"].get("waiting"):
@@ -377,4 +378,4 @@ def publish(
         return story(edit_run=edit_run, target=to, store=now.store_uri)
 
     facts = run_flow(now, flow, "publish", lambda store: checks.before_publish(store, edit_run, to))
-    result(now, facts, _facts("Released", facts))
+    result(now, facts, show_facts("Released", facts))

@@ -20,10 +20,11 @@ def edit(
     store: str = "",
     parent: str = "",
     bundle: str = "",
+    quality: str = "fast",
 ) -> dict[str, Any]:
     """Edit every kept source by every request its consent covers; a dry run only counts those rows."""
     with story("edit", dataset, store, parent, pinned=bundle) as job:
-        facts = edit_body(job, requests, config, dry_run)
+        facts = edit_body(job, requests, config, dry_run, quality)
         if not dry_run:
             report(job, "Edits", facts)
     return facts

@@ -12,9 +12,11 @@ from tasks.story import QUIET, story
 
 
 @flow(name="invert", **QUIET)
-def invert(dataset: str, store: str = "", parent: str = "", bundle: str = "") -> dict[str, Any]:
-    """Encode every kept face that has no code of the promoted encoder yet."""
+def invert(
+    dataset: str, store: str = "", parent: str = "", bundle: str = "", quality: str = "fast"
+) -> dict[str, Any]:
+    """Encode every kept face that has no code of the promoted encoder yet, and refine it if asked."""
     with story("invert", dataset, store, parent, pinned=bundle) as job:
-        counts = invert_body(job)
-        report(job, "Inversion", counts)
+        counts = invert_body(job, quality)
+        report(job, "Inversion", {k: v for k, v in counts.items() if k != "costs"})
     return counts

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from sdflow_core.faces.qualities import check_quality
 from tasks.edit import edit_shard
 from tasks.edit_plan import QueuePlan, edit_config, plan_edit, plan_queue, variants_of
 from tasks.ingest import ingest_shard
 from tasks.ingest_plan import plan_ingest
+from tasks.inversion_costs import measured_costs
 from tasks.latents import invert_shard, label_shard, plan_invert, plan_label
 from tasks.reports import contact_sheet, counted, edit_run_document, edited, planned
 from tasks.runtime import load_bundle, store_at
@@ -21,11 +23,21 @@ def ingest_body(job: Job, source: str, consent: str) -> dict[str, Any]:
     return counted(job, "sources", plan)
 
 
-def invert_body(job: Job) -> dict[str, Any]:
-    """Latents; gives their counts."""
-    plan = plan_invert(job)
-    each_shard(invert_shard, job, plan.shards)
-    return counted(job, "latents", plan)
+def invert_body(job: Job, quality: str = "fast") -> dict[str, Any]:
+    """Latents; gives their counts and what each quality costs.
+
+    Refined codes stand beside the encoder's own, which every dataset keeps: trainings learn from those, and
+    nights compare them.
+    """
+    if check_quality(quality) != "fast":
+        each_shard(invert_shard, job, plan_invert(job).shards)
+    plan = plan_invert(job, quality)
+    each_shard(invert_shard, job, plan.shards, quality)
+    return {
+        **counted(job, "latents", plan),
+        "quality": quality,
+        "costs": measured_costs(job, plan.recipe, quality),
+    }
 
 
 def label_body(job: Job) -> dict[str, Any]:
@@ -36,11 +48,24 @@ def label_body(job: Job) -> dict[str, Any]:
 
 
 def edit_body(
-    job: Job, requests: list[dict[str, Any]], config: dict[str, Any] | None, dry_run: bool = False
+    job: Job,
+    requests: list[dict[str, Any]],
+    config: dict[str, Any] | None,
+    dry_run: bool = False,
+    quality: str = "fast",
 ) -> dict[str, Any]:
+<<<<<<< HEAD
     """Edits of every source by every request, and their contact sheet; a dry run only counts."""
     settings = edit_config(config, load_bundle(store_at(job.store), job.bundle))
     plan = plan_edit(job, variants_of(requests), settings, dry_run)
+=======
+    """Edits of every source by every request, and their contact sheet; a dry run only counts.
+
+    They start from codes of the quality asked.
+    """
+    settings = edit_config(config)
+    plan = plan_edit(job, variants_of(requests), settings, dry_run, check_quality(quality))
+>>>>>>> wip-w5
     if dry_run:
         return planned(job, plan)
     each_shard(edit_shard, job, plan.shards.shards, settings)

@@ -138,11 +138,13 @@ def _announce(
 
 
 @step("plan edit")
-def plan_edit(run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: bool = False) -> EditPlan:
+def plan_edit(
+    run: StepRun, variants: tuple[Any, ...], config: Any, dry_run: bool = False, quality: str = "fast"
+) -> EditPlan:
     """Cross kept sources with variants, check consent, plan what the table lacks; dry runs write nothing."""
     store, dataset = run.store, run.job.dataset
     bundle, recipe = _checked(run, variants, config)
-    wanted = wanted_edits(store, dataset, variants, recipe, bundle, today())
+    wanted = wanted_edits(store, dataset, variants, recipe, bundle, today(), quality)
     ids = spell_list(wanted.keys)
     edit_run = _edit_run(dataset, recipe, ids)
     table = Table(store, dataset, "edits")

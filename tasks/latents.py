@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -73,9 +74,9 @@ def _faces(table: Table, keys: Any, places: npt.NDArray[np.int64]) -> Iterator[d
 
 
 @step("plan invert")
-def plan_invert(run: StepRun) -> Shards:
-    """Which faces under a consent that holds have no code yet."""
-    return _plan(run, "latents", run.using(recipes.invert(load_bundle(run.store, run.job.bundle))))
+def plan_invert(run: StepRun, quality: str = "fast") -> Shards:
+    """Which faces under a consent that holds have no code of this quality yet."""
+    return _plan(run, "latents", run.using(recipes.invert(load_bundle(run.store, run.job.bundle), quality)))
 
 
 @step("plan label")
@@ -158,30 +159,68 @@ def _base_columns(
     ]
 
 
+# beside the columns of every latent; `refinement_step` gave the code, 0: the encoder's was kept
+_REFINEMENT = {
+    "encoder_psnr_db": pa.float32(),
+    "refinement_steps": pa.int32(),
+    "refinement_step": pa.int32(),
+    "refinement_moved": pa.float32(),
+    "refinement_note": pa.string(),
+}
+
+
+def _refinement_rows(found: Any, steps: int) -> list[tuple[Any, ...]]:
+    """Of each row what `_REFINEMENT` names."""
+    return [
+        (float(psnr), steps, int(at), float(moved), why)
+        for psnr, at, moved, why in zip(
+            found.psnr_before, found.step, found.moved, found.reasons, strict=True
+        )
+    ]
+
+
 @step("invert")
-def invert_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
-    """Encode one shard, and measure the reconstruction of every row."""
+def invert_shard(run: StepRun, plan: PlanRef, quality: str = "fast") -> DatasetRef:
+    """Encode one shard, refine its codes if asked, and measure the reconstruction of every row."""
     import torch
 
     from sdflow_core.faces.networks import to_tensor
     from sdflow_core.method.evaluation import inversion_psnr
 
-    recipe = run.using(recipes.invert(load_bundle(run.store, run.job.bundle)))
+    bundle = load_bundle(run.store, run.job.bundle)
+    recipe = run.using(recipes.invert(bundle, quality))
     networks = networks_of(run.store, run.job.bundle)
     rows = read_plan(run.store, plan)
     crops = _Crops(run, networks.bundle.resolution)
+    config = recipes.refinement(bundle, quality)
+    steps = 0 if config is None else config.steps
+    took: dict[str, float] = {"encode_seconds": 0.0, "render_seconds": 0.0, "refine_seconds": 0.0}
 
-    def encode(pictures: list[Any]) -> tuple[Any, Any, Any]:
+    def timed(what: str, call: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            return call()
+        finally:
+            took[what] += time.perf_counter() - started
+
+    def encode(pictures: list[Any]) -> tuple[Any, Any, Any, Any]:
         batch = np.stack(pictures)
-        codes = networks.encode(batch)
-        return batch, codes, networks.render(torch.from_numpy(codes))
+        codes = timed("encode_seconds", lambda: networks.encode(batch))
+        found: Any = None
+        if config is not None:
+            asked, given = config, torch.from_numpy(codes)
+            found = timed("refine_seconds", lambda: networks.refine(to_tensor(batch), given, asked))
+            codes = found.w_plus.numpy()
+        rendered = timed("render_seconds", lambda: networks.render(torch.from_numpy(codes)))
+        return batch, codes, rendered, found
 
-    def measure(batch: tuple[Any, Any, Any]) -> Iterator[tuple[Any, float]]:
-        shown, codes, rendered = batch
+    def measure(batch: tuple[Any, Any, Any, Any]) -> Iterator[tuple[Any, float, tuple[Any, ...]]]:
+        shown, codes, rendered, found = batch
         # torch adds up a lone row in another order than one of several: a row must not depend on neighbours
         index = torch.arange(max(2, len(shown))).clamp_max(len(shown) - 1)
         psnr = inversion_psnr(to_tensor(shown)[index], rendered[index])[: len(shown)]
-        return zip(codes, psnr.numpy().astype(np.float32), strict=True)
+        of_rows = [()] * len(codes) if found is None else _refinement_rows(found, steps)
+        return zip(codes, psnr.numpy().astype(np.float32), of_rows, strict=True)
 
     stages = [
         *crops.stages(networks.micro_batch),
@@ -191,11 +230,17 @@ def invert_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     ]
     with shard_stream(run, "invert", enumerate(rows), stages, len(rows)) as results:
         done = list(results)
-    codes, psnr = np.stack([code for code, _ in done]), np.array([value for _, value in done], np.float32)
+    run.facts["figures"] |= {**took, "rows": len(rows), "steps": steps}
+    codes = np.stack([code for code, _, _ in done])
+    psnr = np.array([value for _, value, _ in done], np.float32)
     finite = np.all(np.isfinite(codes), axis=(1, 2))
     reasons = ["" if ok else "the encoder gave numbers that are not finite" for ok in finite]
     columns = [*_base_columns(rows, recipe, reasons, crops.lost), wplus_column(codes), pa.array(psnr)]
     names = [*_NAMES, "w_plus", "reconstruction_psnr_db"]
+    if config is not None:  # rows of the encoder alone stay as they always were
+        values = zip(*(row for _, _, row in done), strict=True)
+        columns += [pa.array(of, kind) for of, kind in zip(values, _REFINEMENT.values(), strict=True)]
+        names += _REFINEMENT
     return Table(run.store, run.job.dataset, "latents").commit(pa.table(columns, names=names), run=run.run)
 
 

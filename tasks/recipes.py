@@ -17,6 +17,7 @@ from sdflow_core.records.keys import canonical_json, recipe_document, sha256_hex
 if TYPE_CHECKING:
     from sdflow_core.faces.ingestion import IngestConfig
     from sdflow_core.faces.paste_back import PasteConfig
+    from sdflow_core.faces.qualities import RefineConfig
     from sdflow_core.method.rendering import EditConfig
     from sdflow_core.weights.model_store import Bundle
 
@@ -71,10 +72,26 @@ def micro_batch(bundle: Bundle) -> int:
     return min(MICRO_BATCH, micro_batch_for(bundle.resolution))
 
 
-def invert(bundle: Bundle) -> Recipe:
-    """W+ codes."""
-    config = {"micro_batch": micro_batch(bundle), "precision": "fp32", "refinement_steps": 0}
-    return _recipe("invert", config, encoder=bundle.encoder, generator=bundle.generator)
+def refinement(bundle: Bundle, quality: str) -> RefineConfig | None:
+    """How codes of a quality are refined under a bundle; None: `fast`, as the encoder gives them.
+
+    Raises:
+        ContractError: There is no such quality.
+    """
+    from sdflow_core.faces.qualities import refine_config
+
+    return refine_config(quality, bundle.resolution)
+
+
+def invert(bundle: Bundle, quality: str = "fast") -> Recipe:
+    """W+ codes of a quality."""
+    config: dict[str, Any] = {"micro_batch": micro_batch(bundle), "precision": "fp32", "refinement_steps": 0}
+    models = {"encoder": bundle.encoder, "generator": bundle.generator}
+    refined = refinement(bundle, quality)
+    if refined is not None:
+        config |= {"refinement_steps": refined.steps, "refinement": as_recipe(refined)}
+        models["prior"] = bundle.prior  # its mean is what spreads are counted from
+    return _recipe("invert", config, **models)
 
 
 def label(bundle: Bundle) -> Recipe:
@@ -123,4 +140,6 @@ def wanted(bundle: Bundle) -> dict[str, dict[str, Any]]:
         "label": label(bundle).document,
         "train": {**editors, "config": None},
         "edit": {**edits, "config": None},
+        # codes that an edit may start from beside those of `invert`
+        **{f"invert {quality}": invert(bundle, quality).document for quality in ("good", "best")},
     }

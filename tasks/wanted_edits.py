@@ -116,15 +116,22 @@ def _refused(source: dict[str, Any], variant: Any, day: date) -> str:
 
 
 def wanted_edits(
-    store: Store, dataset: str, variants: Sequence[Any], recipe: str, bundle: Any, day: date
+    store: Store,
+    dataset: str,
+    variants: Sequence[Any],
+    recipe: str,
+    bundle: Any,
+    day: date,
+    quality: str = "fast",
 ) -> Wanted:
-    """Every kept source crossed with every variant; `day` counts for consents.
+    """Every kept source crossed with every variant; `day` counts for consents, codes are of one quality.
 
     Raises:
-        ContractError: There are no latents of the bundle's encoder.
+        ContractError: There are no latents of the bundle's encoder, or none of this quality.
     """
     of_ingest = recipes.ingest(bundle).key
-    sources = _with_codes(_latents(store, dataset, bundle), kept_table(store, dataset, of_ingest, _COLUMNS))
+    latents = _latents(store, dataset, bundle, quality)
+    sources = _with_codes(latents, kept_table(store, dataset, of_ingest, _COLUMNS))
     requests = [variant.text() for variant in variants]
     parts: list[Keys] = []
     for start in range(0, sources.num_rows, 4096):
@@ -154,12 +161,19 @@ def _with_codes(latents: pa.Table, sources: pa.Table) -> pa.Table:
     return sources.append_column("code", codes).combine_chunks()
 
 
-def _latents(store: Store, dataset: str, bundle: Any) -> pa.Table:
+def _latents(store: Store, dataset: str, bundle: Any, quality: str) -> pa.Table:
     table = Table(store, dataset, "latents")
-    of_latents = recipes.invert(bundle).key
+    of_latents = recipes.invert(bundle, quality).key
     latents = table.read(recipe=of_latents, columns=["row_key", "face_id"], statuses=["kept"])
     if latents.num_rows:
         return latents
+    if quality != "fast":
+        raise ContractError(
+            f"there are no codes of quality {quality} to edit",
+            expected="codes that the promoted models gave and refined",
+            where=f"dataset {dataset}",
+            todo=f"run `sdflow invert {dataset} --quality {quality}`",
+        )
     others = [r for r in table.recipes() if r != of_latents]
     if others:
         raise ContractError(

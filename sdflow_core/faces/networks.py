@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,10 @@ from sdflow_core.faces.identity import Identity
 from sdflow_core.faces.micro_batch import Halving, micro_batch_for
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.model_store import Bundle, ModelStore
+
+if TYPE_CHECKING:
+    from sdflow_core.faces.inversion import Refined
+    from sdflow_core.faces.qualities import RefineConfig
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -173,6 +177,19 @@ class Networks:
     def encode(self, images: Pixels) -> npt.NDArray[np.float32]:
         """Aligned faces uint8 [N, H, W, 3] -> w+ [N, L, D]."""
         return self.batched("encoder", self.encoder.encode, to_tensor(images)).numpy()
+
+    def refine(self, images: Tensor, w_plus: Tensor, config: RefineConfig) -> Refined:
+        """Images [N, 3, H, W] and the encoder's codes [N, L, D] -> codes that render nearer to them."""
+        from sdflow_core.faces.inversion import refine
+
+        count_call(self.calls, "generator", -(-len(w_plus) // config.micro_batch) * (config.steps + 1))
+        return refine(self.generator, images, w_plus, config, centre=self._mean_code())
+
+    def _mean_code(self) -> Tensor | None:
+        """The prior's mean [L, D] for generators that hold none; None: the generator's own."""
+        if self.bundle.prior is None or bool(self.generator.mean_w.any()):
+            return None
+        return self.prior.mean
 
     def render(self, w_plus: Tensor) -> Tensor:
         """w+ [N, L, D] -> images [N, 3, H, W] clamped to [-1, 1], as a picture file would hold them."""

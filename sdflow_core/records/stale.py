@@ -134,6 +134,10 @@ def stale(
     ingest, faces, shown = _ingest(store, dataset, wanted, today or datetime.now(UTC).date())
     upstream = ingest.reasons[0].changes if ingest.reasons else ("their faces were detected anew",)
     invert, codes = _of_faces(store, dataset, "invert", wanted, faces, upstream)
+    # refined codes stand beside the encoder's: edits of theirs are not the work of older models
+    for name, document in wanted.items():
+        if name.startswith("invert "):
+            codes |= _current(Table(store, dataset, "latents"), digest_of(document), faces)
     label, _ = _of_faces(store, dataset, "label", wanted, faces, upstream)
     train = _train(store, dataset, wanted["train"], bundle.editor)
     edit, older, edit_runs = _edit(store, dataset, wanted["edit"], codes, shown, invert)
@@ -250,6 +254,15 @@ def _of_faces(
     held, count = len(faces) - len(missing), len(missing) - len(left)
     step = StaleStep(name, TABLE_OF[name], len(faces), held, count, len(left))
     return _explained(store, step, document, by_recipe, upstream), current
+
+
+def _current(table: Table, recipe: str, faces: Mapping[str, str]) -> set[str]:
+    """Keys of the rows of a recipe that were made from these faces as they are now."""
+    if recipe not in table.recipes():
+        return set()
+    rows = table.read(recipe=recipe, columns=["row_key", "inputs"])
+    fresh = set(faces.values()) - {""}
+    return {k for k, face in zip(_column(rows, "row_key"), _first_inputs(rows), strict=True) if face in fresh}
 
 
 def _train(store: Store, dataset: str, document: RecipeDocument, editor: str | None) -> StaleStep:
