@@ -54,18 +54,12 @@ def edit_body(
     dry_run: bool = False,
     quality: str = "fast",
 ) -> dict[str, Any]:
-<<<<<<< HEAD
-    """Edits of every source by every request, and their contact sheet; a dry run only counts."""
-    settings = edit_config(config, load_bundle(store_at(job.store), job.bundle))
-    plan = plan_edit(job, variants_of(requests), settings, dry_run)
-=======
     """Edits of every source by every request, and their contact sheet; a dry run only counts.
 
     They start from codes of the quality asked.
     """
-    settings = edit_config(config)
+    settings = edit_config(config, load_bundle(store_at(job.store), job.bundle))
     plan = plan_edit(job, variants_of(requests), settings, dry_run, check_quality(quality))
->>>>>>> wip-w5
     if dry_run:
         return planned(job, plan)
     each_shard(edit_shard, job, plan.shards.shards, settings)
