@@ -41,7 +41,7 @@ class TuneConfig(Config):
     """
 
     steps: PositiveInt = 60
-    rate: PositiveFloat = 0.002
+    rate: PositiveFloat = 0.0003
     locality: NonNegativeFloat = 0.5
     anchors: PositiveInt = 2
     reach: PositiveFloat = 1.0
