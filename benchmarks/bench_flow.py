@@ -39,7 +39,14 @@ from torch import Tensor
 from sdflow_core.method.condition import features
 from sdflow_core.method.edit_map import EditMap, EditMapConfig
 from sdflow_core.method.flow import PAPER_FLOW, ConditionalFlow
-from sdflow_core.method.mirrored import MirroredScheme, as_numbers, classical, retrace, trace
+from sdflow_core.method.mirrored import (
+    MirroredScheme,
+    as_numbers,
+    classical,
+    from_numbers,
+    retrace,
+    trace,
+)
 from sdflow_core.method.principal import PrincipalFlow
 from sdflow_core.method.row_adaptive import Effort, RowAdaptive, adapted, edited
 from sdflow_core.method.row_adaptive import as_numbers as adaptive_numbers
@@ -76,7 +83,9 @@ FIT, ADAPT = 768, 2048  # codes that a scheme and the choice of its hard rows ar
 
 
 @torch.no_grad()
-def schemes(flow: ConditionalFlow, codes: flow_codes.Codes, rounds: int) -> dict[str, Scheme]:
+def schemes(
+    flow: ConditionalFlow, codes: flow_codes.Codes, rounds: int, known: Path | None
+) -> dict[str, Scheme]:
     """Schemes of rising cost: two steps, one bent to this flow on training codes, with and without its hard
     rows walked again, three steps, four."""
     two, four = classical([0.5, 1.0]), classical([0.25, 0.5, 0.75, 1.0])
@@ -100,7 +109,12 @@ def schemes(flow: ConditionalFlow, codes: flow_codes.Codes, rounds: int) -> dict
         order = (coarse - fine).abs().flatten(1).amax(1).argsort(descending=True)
         kept = torch.cat([order[:64], order[64:][torch.randperm(FIT - 64, generator=rng)[:64]]])
         name, began = "8 evaluations a way, fitted", time.perf_counter()
-        bent = fitted(alone, classical([0.45, 1.0]), w[kept], s[kept], after[kept], rounds=rounds)
+        if known and known.exists():
+            bent = from_numbers(json.loads(known.read_text()))
+        else:
+            bent = fitted(alone, classical([0.45, 1.0]), w[kept], s[kept], after[kept], rounds=rounds)
+        if known:
+            known.write_text(json.dumps(as_numbers(bent)))
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
         began = time.perf_counter()
         by = adapted(rows, bent, w[FIT:], s[FIT:], after[FIT:])
@@ -264,6 +278,7 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, help="keep the trained published flow here, and take it from here"
     )
+    parser.add_argument("--fitted", type=Path, help="keep the fitted scheme here, and take it from here")
     parser.add_argument("--product", choices=("torch", "numpy"), default="numpy")
     parser.add_argument("--scheme", type=Path, help="write the numbers of the chosen scheme here, as JSON")
     parser.add_argument(
@@ -288,7 +303,7 @@ def main() -> None:
             torch.save(flow.state_dict(), options.weights)
     principal = fitted_principal(codes, min(50, options.train_steps))
     started = time.perf_counter()
-    offered = schemes(flow, codes, options.fit_rounds)
+    offered = schemes(flow, codes, options.fit_rounds, options.fitted)
     print(f"schemes: {time.perf_counter() - started:.0f} s")
     result = edits(flow, principal, codes, offered, options.rounds, clock, options.product)
     if options.scheme:

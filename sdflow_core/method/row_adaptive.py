@@ -145,9 +145,11 @@ def adapted(
 
     The first half of the codes fits the gauge, by least squares on logarithms; features whose weight comes
     out negative are left out one after another, so that a larger difference never means a smaller estimate.
-    The limit is the least estimate of a row of the second half whose error passes 0.8 of the bound; where
-    there is none, the largest estimate seen. The finer scheme is the coarsest grid of Kutta's method whose
-    error on the rows beyond the limit stays below half of the bound.
+    The limit is 0.8 of the bound over the worst ratio of an error to its estimate in the second half, rows
+    aside whose error is below a tenth of the bound. (The least estimate of a row that passes the bound would
+    hang on a handful of rows, and walked too few again in one of two trials.) The finer scheme is the
+    coarsest grid of Kutta's method whose error on the rows beyond the limit stays below half of the bound;
+    the finest where no row is beyond it.
 
     Args:
         flow: Rows that do not see each other.
@@ -190,13 +192,14 @@ def adapted(
     index = [features.index(feature) for feature in gauge.features]
     weights = torch.tensor(gauge.weights, dtype=torch.float64, device=size.device)
     told = (size[half:, index].clamp_min(_LEAST).log() @ weights + gauge.constant).exp()
-    passed = told[error[half:] > 0.8 * bound]
-    limit = float(passed.min() if len(passed) else told.max())
+    counted = error[half:] > 0.1 * bound
+    ratio = (error[half:] / told.clamp_min(_LEAST))[counted] if bool(counted.any()) else torch.ones(1)
+    limit = 0.8 * bound / float(ratio.max())
     picked = half + (told >= limit).nonzero()[:, 0]
     code, row = picked // rows.rows, picked % rows.rows
     alone = rows.picked(row)
     finer = _grid(grids[-1])
-    for steps in grids:
+    for steps in grids if len(picked) else ():
         finer = _grid(steps)
         again = _edit(alone, w_plus[code, row][:, None], s[code], s_after[code], finer)
         if float((again[:, 0] - truth[code, row]).abs().max()) < 0.5 * bound:

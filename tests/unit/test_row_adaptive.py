@@ -140,16 +140,13 @@ def test_numbers_outlive_json_and_strange_ones_are_refused(flow: RowFlow, by: Ro
             from_numbers({**numbers, **wrong})
 
 
-def test_a_scheme_that_is_good_enough_everywhere_trusts_nothing_beyond_what_it_has_seen(
-    flow: RowFlow,
-) -> None:
+def test_where_the_cheap_scheme_is_good_enough_for_all_no_row_is_walked_again(flow: RowFlow) -> None:
     w, s, after = _codes(100, 8)
-    by = adapted(flow, classical([(i + 1) / 8 for i in range(8)]), w, s, s + 0.1 * (after - s), bound=1.0)
-    effort = Effort()
-    edited(flow, w, s, s + 0.1 * (after - s), by, effort)
-    assert effort.back_again < 0.05 * effort.rows
-    edited(flow, 4 * w, s, 20 * after, by, effort := Effort())
-    assert effort.back_again > 0.5 * effort.rows
+    eight = classical([(i + 1) / 8 for i in range(8)])
+    by = adapted(flow, eight, w, s, after, bound=1.0)
+    edited(flow, w, s, after, by, effort := Effort())
+    assert effort.back_again == 0
+    assert len(by.finer.times) == 4 * 12  # nothing is known of rows beyond the limit: the finest
 
 
 @pytest.mark.parametrize(("count", "bound"), [(3, 1e-3), (100, 0.0)])
