@@ -24,13 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # Runs in a process of its own. What Python itself calls an import, an execution or a process is noted, and
 # so is every opening of another file than the one to be read. Says what each file cost.
 PROBE = """
-import codecs, json, resource, sys, time
+import codecs, json, sys, time
 import torch, hashlib
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.reading import read_weights
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # not ru_maxrss, which a process inherits from the one that started it
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 WATCHED = ("import", "exec", "compile", "os.", "subprocess.", "pickle.", "socket.", "marshal.", "ctypes.")
 events, watching, path = [], False, ""
@@ -119,7 +121,8 @@ front.load_generator(sys.argv[1])
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 before = resident()
 generator = front.load_generator(sys.argv[2])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+lines = open("/proc/self/status")
+peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 print(peak - before, sum(p.numel() for p in generator.parameters()))
 """
 
