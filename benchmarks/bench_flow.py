@@ -79,7 +79,7 @@ def in_turn(cases: dict[str, Callable[[], object]], rounds: int, clock: Clock) -
 
 
 Scheme = MirroredScheme | RowAdaptive
-FIT, ADAPT = 768, 2048  # codes that a scheme and the choice of its hard rows are fitted on
+FIT, ADAPT = 768, 6144  # codes that a scheme and the choice of its hard rows are fitted on
 
 
 @torch.no_grad()

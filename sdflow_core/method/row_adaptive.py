@@ -30,6 +30,7 @@ from sdflow_core.records.errors import ContractError
 Feature = tuple[Literal["back", "there"], int, int]  # of the q_j or the k_j, order of the difference, first j
 
 _TOGETHER = 576  # rows walked at once: enough for the matrix products, few enough for the caches
+_FEATURES = 6  # measured at most: each costs a pass over the codes
 _LEAST = 1e-30  # sizes below are taken for it: a logarithm of zero is none
 
 
@@ -137,19 +138,19 @@ def adapted(
     s_after: Tensor,
     *,
     bound: float = 1e-3,
-    grids: Sequence[int] = (3, 4, 5, 6, 8, 12),
-    fine: int = 16,
+    grids: Sequence[int] = (3, 4, 5, 6, 8),
+    fine: int = 10,
     chunk: int = 1024,
 ) -> RowAdaptive:
     """Chooses gauge, limit and finer scheme for a flow, from codes other than those it will be judged by.
 
-    The first half of the codes fits the gauge, by least squares on logarithms; features whose weight comes
-    out negative are left out one after another, so that a larger difference never means a smaller estimate.
-    The limit is 0.8 of the bound over the worst ratio of an error to its estimate in the second half, rows
-    aside whose error is below a tenth of the bound. (The least estimate of a row that passes the bound would
-    hang on a handful of rows, and walked too few again in one of two trials.) The finer scheme is the
-    coarsest grid of Kutta's method whose error on the rows beyond the limit stays below half of the bound;
-    the finest where no row is beyond it.
+    The first quarter of the codes fits the gauge, by least squares on logarithms; the features of least
+    weight are left out one after another until none is negative, so that a larger difference never means a
+    smaller estimate, and few are left. The limit is the least estimate of a row of the rest whose error
+    passes 0.8 of the bound, or where none does, 0.8 of the bound over the worst ratio of an error to its
+    estimate. It hangs on the few rows that pass: let there be as many codes as it will be used on. The
+    finer scheme is the coarsest grid of Kutta's method whose error on the rows beyond the limit stays below
+    half of the bound; the finest where no row is beyond it.
 
     Args:
         flow: Rows that do not see each other.
@@ -187,15 +188,15 @@ def adapted(
         ]
         sizes.append(torch.stack([size.flatten() for size in of], dim=1))
     size, error, truth = torch.cat(sizes).double(), torch.cat(errors).double(), torch.cat(truths)
-    half = len(size) // 2
-    gauge = _gauge(features, size[:half], error[:half])
+    first = len(size) // 4
+    gauge = _gauge(features, size[:first], error[:first])
     index = [features.index(feature) for feature in gauge.features]
     weights = torch.tensor(gauge.weights, dtype=torch.float64, device=size.device)
-    told = (size[half:, index].clamp_min(_LEAST).log() @ weights + gauge.constant).exp()
-    counted = error[half:] > 0.1 * bound
-    ratio = (error[half:] / told.clamp_min(_LEAST))[counted] if bool(counted.any()) else torch.ones(1)
-    limit = 0.8 * bound / float(ratio.max())
-    picked = half + (told >= limit).nonzero()[:, 0]
+    told = (size[first:, index].clamp_min(_LEAST).log() @ weights + gauge.constant).exp()
+    passed = told[error[first:] > 0.8 * bound]
+    worst = (error[first:] / told.clamp_min(_LEAST)).max()
+    limit = float(passed.min() if len(passed) else 0.8 * bound / worst)
+    picked = first + (told >= limit).nonzero()[:, 0]
     code, row = picked // rows.rows, picked % rows.rows
     alone = rows.picked(row)
     finer = _grid(grids[-1])
@@ -281,14 +282,14 @@ def _size(feature: Feature, std: Tensor, walked: Trace, changes: Sequence[Tensor
 
 
 def _gauge(features: Sequence[Feature], size: Tensor, error: Tensor) -> Gauge:
-    """Least squares of log(error) by the logarithms of the sizes [N, F], negative weights left out."""
+    """Least squares of log(error) by the logarithms of the sizes [N, F], the least weights left out."""
     x, y = size.clamp_min(_LEAST).log(), error.clamp_min(_LEAST).log()
     kept = list(range(len(features)))
     while True:
         here = x[:, kept] - x[:, kept].mean(0)
         gram = here.T @ here + torch.eye(len(kept), dtype=x.dtype, device=x.device)
         weights = torch.linalg.solve(gram, here.T @ (y - y.mean()))
-        if not kept or float(weights.min()) >= 0:
+        if not kept or (float(weights.min()) >= 0 and len(kept) <= _FEATURES):
             break
         kept.pop(int(weights.argmin()))
     constant = float(y.mean() - x[:, kept].mean(0) @ weights)

@@ -146,7 +146,7 @@ def test_where_the_cheap_scheme_is_good_enough_for_all_no_row_is_walked_again(fl
     by = adapted(flow, eight, w, s, after, bound=1.0)
     edited(flow, w, s, after, by, effort := Effort())
     assert effort.back_again == 0
-    assert len(by.finer.times) == 4 * 12  # nothing is known of rows beyond the limit: the finest
+    assert len(by.finer.times) == 4 * 8  # nothing is known of rows beyond the limit: the finest
 
 
 @pytest.mark.parametrize(("count", "bound"), [(3, 1e-3), (100, 0.0)])
