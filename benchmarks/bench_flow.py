@@ -183,11 +183,14 @@ def edits(
         ratios[name] = taken["reference"] / len(w) / each
         said = "".join(f"{value:12.1e}" for value in off.get(name, ()))
         print(f"{name:40}{1e3 * each:12.3f}{ratios[name]:9.1f}{said}")
-    held = [name for name in offered if max(off[name]) <= 1e-3]
-    chosen = max(held or offered, key=lambda name: ratios[name])
-    print(
-        f"edit: {chosen}{'' if held else ' (none holds 1e-3)'}; the reference evaluates the field {nfe} times"
-    )
+    both = [name for name in offered if max(off[name]) <= 1e-3]
+    one_edit = [name for name in offered if off[name][0] <= 1e-3]
+    if both or one_edit:
+        chosen = max(both or one_edit, key=lambda name: ratios[name])
+    else:
+        chosen = min(offered, key=lambda name: max(off[name]))
+    said = "" if both else " (1e-3 held by one edit, not by four)" if one_edit else " (none holds 1e-3)"
+    print(f"edit: {chosen}{said}; the reference evaluates the field {nfe} times")
     return {
         "scheme": chosen,
         "edit_ratio": round(ratios[chosen], 1),
