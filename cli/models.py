@@ -20,7 +20,6 @@ __all__ = ["find", "joined", "register"]
 MIN_PREFIX = 4
 _By = Annotated[str, typer.Option("--by", metavar="NAME", help="Who says so.")]
 _Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="Why.")]
-_NO_MODELS = ("template_scale", "resolution", "attributes", "framing", "faces")  # as `Bundle` has them
 
 
 def register(app: typer.Typer) -> None:
@@ -135,7 +134,8 @@ def promote(
 ) -> None:
     """Put models in force. A single model takes the place of its kind in the current bundle."""
     from sdflow_core.records.errors import ContractError
-    from sdflow_core.weights.model_store import Bundle, Bundles
+    from sdflow_core.weights.assembling import check_bundle
+    from sdflow_core.weights.model_store import Bundle, Bundles, ModelStore
 
     now = state(context)
     store = now.store()
@@ -158,6 +158,8 @@ def promote(
                     todo="promote a whole bundle first: `sdflow models promote embedded --by NAME`",
                 )
             bundle = joined(current, found)
+            if found["kind"] != "editor":  # what an editor fits is its card's encoder: `joined` has looked
+                check_bundle(ModelStore(store), bundle)
     if faces:
         if faces not in ("reject", "largest"):
             raise ContractError("faces of a picture", expected="reject or largest", found=faces)
@@ -227,10 +229,12 @@ def _who(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digests(bundle: Bundle | None) -> dict[str, str]:
+    from sdflow_core.weights.model_store import NO_MODELS
+
     if bundle is None:
         return {}
     fields = bundle.model_dump(mode="json").items()
-    return {kind: digest for kind, digest in fields if kind not in _NO_MODELS and digest}
+    return {kind: digest for kind, digest in fields if kind not in NO_MODELS and digest}
 
 
 def find(store: Store, digest: str) -> dict[str, Any] | Bundle:
@@ -261,9 +265,10 @@ def find(store: Store, digest: str) -> dict[str, Any] | Bundle:
 def joined(current: Bundle, card: dict[str, Any]) -> Bundle:
     """The current bundle with one model exchanged; an editor must have been trained for the encoder."""
     from sdflow_core.records.errors import ContractError
+    from sdflow_core.weights.model_store import NO_MODELS
 
     kind, digest = str(card["kind"]), str(card["digest"])
-    if kind not in type(current).model_fields or kind in _NO_MODELS:
+    if kind not in type(current).model_fields or kind in NO_MODELS:
         raise ContractError("a bundle has no place for this kind of model", found=kind)
     encoder = card.get("encoder")
     if kind == "editor" and encoder and encoder != current.encoder:

@@ -19,7 +19,7 @@ LIMIT_BYTES = 8 * 2**30
 _PIECE = 8 * 2**20
 _WAIT_SECONDS = 30.0
 _OK, _NOT_FOUND = 200, 404
-_TODO_DIGEST = "pass --sha256 with the digest that its publisher names"
+_PASS_DIGEST = "pass --sha256 with the digest that its publisher names"
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def weight_file(
             "a weight file by an unprotected connection",
             expected="https://, or a digest to check it by",
             found=public_address(uri),
-            todo=_TODO_DIGEST,
+            todo=_PASS_DIGEST,
         )
     with tempfile.TemporaryDirectory(prefix="sdflow-weights-") as folder:
         path = Path(folder) / "weights"

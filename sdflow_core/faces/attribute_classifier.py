@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
 from sdflow_core.faces.resnet import Depth, ResNet
+from sdflow_core.faces.scoring import check_names, sized
 from sdflow_core.records.errors import ContractError
 
 # The official order of CelebA; 15 eyeglasses, 20 male, 31 smiling, 39 young.
@@ -106,12 +106,12 @@ class AttributeClassifier(nn.Module):
         return self.config.attributes + self.config.ages
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] RGB in [-1, 1], any size -> logits [B, A + G].
+        """[B, 3, S, S] RGB in [-1, 1], any size -> logits [B, A + G].
 
         Raises:
-            ContractError: Not a batch of RGB pictures.
+            ContractError: Not a batch of square RGB pictures.
         """
-        images = self._fit(images)
+        images = sized(images, self.config.resolution)
         features = self.extractor(images)
         said = [head(features) for head in self.attr_heads]
         if self.age_heads is not None:
@@ -130,7 +130,7 @@ class AttributeClassifier(nn.Module):
         """
         if self.age_heads is None:
             raise ContractError("age groups", expected="a classifier with its ages", found="without")
-        return (self.age_heads(self._fit(images)) > 0).sum(dim=1)
+        return (self.age_heads(sized(images, self.config.resolution)) > 0).sum(dim=1)
 
     def only(self, attributes: tuple[str, ...]) -> Self:
         """A classifier for some of the outputs, in this order; without ages the second network goes.
@@ -141,12 +141,12 @@ class AttributeClassifier(nn.Module):
         """
         own = tuple(name for name in attributes if name in self.config.attributes)
         ages = tuple(name for name in attributes if name in self.config.ages)
-        if own + ages != tuple(attributes) or len(set(attributes)) != len(attributes) or not own:
-            unknown = [name for name in attributes if name not in self.attributes]
+        check_names(attributes, self.attributes)
+        if own + ages != attributes or not own:
             raise ContractError(
                 "attributes of a network",
-                expected=f"some of {', '.join(self.attributes)}, each once, ages last",
-                found=", ".join(unknown or attributes) or "none",
+                expected="at least one attribute, ages behind them",
+                found=", ".join(attributes),
             )
         changes = {"attributes": own, "ages": ages}
         network = type(self)(self.config.model_copy(update=changes))
@@ -170,15 +170,6 @@ class AttributeClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Alias of `scores`."""
         return self.scores(images)
-
-    def _fit(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ContractError("pictures to score", expected="[B, 3, H, W]", found=list(images.shape))
-        side = self.config.resolution
-        if tuple(images.shape[2:]) == (side, side):
-            return images
-        # antialiased: otherwise a larger picture would be sampled with holes
-        return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _head(features: int) -> nn.Sequential:

@@ -10,23 +10,23 @@ Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from sdflow_core.faces import large_features
 from sdflow_core.faces.checkpoint import NetworkConfig
 from sdflow_core.faces.large_features import Block, Form, Precision
+from sdflow_core.records.config import Growing
 from sdflow_core.records.errors import ContractError
 
 NoiseMode = Literal["fixed", "random", "none"]
 _LRELU_GAIN = math.sqrt(2.0)
 
 
-class GeneratorConfig(NetworkConfig):
+class GeneratorConfig(Growing, NetworkConfig):
     """Numbers that select one member of the family.
 
     Attributes:
@@ -38,18 +38,14 @@ class GeneratorConfig(NetworkConfig):
         conv_clamp: Features stay within plus and minus this number, as in training; None for no bound.
     """
 
+    later = ("conv_clamp",)
+
     resolution: int = 1024
     style_dim: int = 512
     channel_base: int = 32768
     channel_max: int = 512
     mapping_layers: int = 8
     conv_clamp: float | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # a file's digest is its identity: models from before there was a clamp keep theirs
-        values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if name != "conv_clamp" or value is not None}
 
     @property
     def num_rows(self) -> int:

@@ -6,6 +6,7 @@ figures with it (see `iresnet.IResNetConfig.unit_range`). Pictures come in as [-
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -45,14 +46,14 @@ def face_of(images: Tensor, side: int, resize: Resize = "pool") -> Tensor:
     return F.interpolate(box, (side, side), mode="bilinear", align_corners=True)
 
 
-class IdentityNetwork(nn.Module):
+class IdentityNetwork(nn.Module, ABC):
     """A face -> a direction; the cosine of two says how alike the persons are."""
 
     config: Any  # has `side` and `dimensions`
 
+    @abstractmethod
     def describe(self, faces: Tensor) -> Tensor:
         """[B, 3, side, side] RGB in [-1, 1] -> [B, dimensions], of any length."""
-        raise NotImplementedError
 
     def embed(self, faces: Tensor) -> Tensor:
         """Describe faces that are cut out already.

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import model_serializer
 
 from sdflow_core.faces import ffhq
 from sdflow_core.faces.align import GRID_OFFSET, crop, points_in_crop, quad_from_points
 from sdflow_core.faces.decode import Rejected, decode
 from sdflow_core.faces.detect import Face
-from sdflow_core.records.config import Config
+from sdflow_core.records.config import Config, Growing
 from sdflow_core.records.errors import ContractError, SDFlowError
 from sdflow_core.records.keys import sha256_hex
 from sdflow_core.records.sources import UnfitError
 
 Pixels = npt.NDArray[np.uint8]
-# Options that came later, with the value that stands for what was done before: a recipe that does not use
-# them stays what it was, and with it all rows that were made by it.
-_LATER: dict[str, object] = {"faces": "reject", "framing": "five_points"}
 
 
-class IngestConfig(Config):
+class IngestConfig(Growing, Config):
     """What decides over a source.
 
     Attributes:
@@ -39,16 +35,14 @@ class IngestConfig(Config):
             `ffhq`: the corrected square, for encoders that were trained on FFHQ (`faces.ffhq`).
     """
 
+    later = ("faces", "framing")
+
     max_pixels: int = 50_000_000
     min_eye_distance_px: float = 12.0
     template_scale: float = 1.0
     resolution: int = 1024
     faces: Literal["reject", "largest", "all"] = "reject"
     framing: Literal["five_points", "ffhq"] = "five_points"
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, dump: Any) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if _LATER.get(name) != value}
 
     @property
     def grid_offset(self) -> float:

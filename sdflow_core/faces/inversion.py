@@ -104,8 +104,9 @@ def refine(
         ContractError: Pictures and codes do not fit each other or the generator.
     """
     if len(images) != len(w_plus) or not len(images):
-        raise ContractError("pictures and codes to refine", expected=f"{len(w_plus)} of each, at least 1",
-                            found=len(images))  # fmt: skip
+        raise ContractError(
+            "pictures and codes to refine", expected=f"{len(w_plus)} of each, at least 1", found=len(images)
+        )
     middle: Tensor = (generator.mean_w if centre is None else centre).to(generator.mean_w.device).float()
     parts: list[_Part] = []
     size = config.micro_batch

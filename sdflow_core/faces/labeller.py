@@ -10,14 +10,16 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
+from sdflow_core.faces.scoring import check_names, sized
+from sdflow_core.records.config import Growing
 from sdflow_core.records.errors import ContractError
 
 
-class LabellerConfig(NetworkConfig):
+class LabellerConfig(Growing, NetworkConfig):
     """Attributes in output order, and the size of the network.
 
     Attributes:
@@ -28,16 +30,12 @@ class LabellerConfig(NetworkConfig):
             crops than those of a bundle looks at the middle of them.
     """
 
+    later = ("crop",)
+
     attributes: tuple[str, ...]
     resolution: int = 64
     channels: tuple[int, ...] = (24, 48, 96, 160)
     crop: float = Field(default=1.0, gt=0, le=1)
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # a file's digest is its identity: models from before there was a crop keep theirs
-        values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if name != "crop" or value != 1.0}
 
 
 class ResidualBlock(nn.Module):
@@ -110,13 +108,7 @@ class AttributeNetwork(nn.Module):
         Raises:
             ContractError: An attribute that it does not know, or one twice.
         """
-        unknown = [name for name in attributes if name not in self.attributes]
-        if unknown or len(set(attributes)) != len(attributes) or not attributes:
-            raise ContractError(
-                "attributes of a network",
-                expected=f"some of {', '.join(self.attributes)}, each once",
-                found=", ".join(unknown or attributes) or "none",
-            )
+        check_names(attributes, self.attributes)
         network = type(self)(self.config.model_copy(update={"attributes": attributes}))
         state = dict(self.state_dict())
         index = [self.attributes.index(name) for name in attributes]
@@ -143,19 +135,11 @@ class AttributeNetwork(nn.Module):
 
     def _fit(self, images: Tensor) -> Tensor:
         """The middle of pictures [B, 3, S, S], brought to the configured resolution."""
-        side = self.config.resolution
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-            raise ContractError(
-                "labeller input", expected="[B, 3, S, S], RGB and square", found=list(images.shape)
-            )
-        if self.config.crop < 1:
-            width = max(1, round(self.config.crop * images.shape[2]))
-            start = (images.shape[2] - width) // 2
-            images = images[:, :, start : start + width, start : start + width]
-        if images.shape[2] == side:
-            return images
-        # antialiased: otherwise a larger picture would be sampled with holes
-        return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
+        if self.config.crop < 1 and images.ndim == 4:
+            width = max(1, round(self.config.crop * images.shape[3]))
+            top, left = (images.shape[2] - width) // 2, (images.shape[3] - width) // 2
+            images = images[:, :, top : top + width, left : left + width]
+        return sized(images, self.config.resolution)
 
     def scores(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] RGB in [-1, 1] -> probabilities [B, A] in [0, 1]."""

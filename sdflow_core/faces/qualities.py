@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from sdflow_core.faces.micro_batch import micro_batch_for
 from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError
 
@@ -21,20 +22,10 @@ __all__ = [
     "check_quality",
     "costs",
     "refine_config",
-    "rows_at_a_time",
 ]
 
 QUALITIES = {"fast": 0, "good": 40, "best": 200}  # steps of refinement
-_PIXELS_AT_A_TIME = 16 * 256 * 256  # of a micro-batch whose activations are kept for the way back
 _PASS_AND_BACK = 2.3  # a step by renderings: measured 2.25 at 64 px on a CPU
-
-
-def rows_at_a_time(resolution: int, most: int = 16) -> int:
-    """Rows of a micro-batch at one resolution: 16 up to 256 px, 4 at 512, 1 at 1024.
-
-    A rule and not a search for what fits, since the size of a micro-batch is part of what a row hangs on.
-    """
-    return max(1, min(most, _PIXELS_AT_A_TIME // (resolution * resolution)))
 
 
 class RefineConfig(Config):
@@ -76,7 +67,7 @@ def refine_config(quality: str, resolution: int) -> RefineConfig | None:
     steps = QUALITIES[check_quality(quality)]
     if not steps:
         return None
-    return RefineConfig(steps=steps, micro_batch=rows_at_a_time(resolution))
+    return RefineConfig(steps=steps, micro_batch=micro_batch_for(resolution))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdflow_core.faces.checkpoint import NetworkConfig
-from sdflow_core.records.errors import ContractError
+from sdflow_core.faces.scoring import check_names, sized
 
 Depth = Literal[34, 50]
 STAGES = (3, 4, 6, 3)  # blocks a stage, the same for both depths
@@ -55,13 +55,7 @@ class ResNetScorer(nn.Module):
         Raises:
             ContractError: An attribute that it does not know, or one twice.
         """
-        unknown = [name for name in attributes if name not in self.attributes]
-        if unknown or len(set(attributes)) != len(attributes) or not attributes:
-            raise ContractError(
-                "attributes of a network",
-                expected=f"some of {', '.join(self.attributes)}, each once",
-                found=", ".join(unknown or attributes) or "none",
-            )
+        check_names(attributes, self.attributes)
         network = type(self)(self.config.model_copy(update={"attributes": attributes}))
         state = dict(self.state_dict())
         index = [self.attributes.index(name) for name in attributes]
@@ -72,18 +66,12 @@ class ResNetScorer(nn.Module):
         return network.to(device).train(self.training).requires_grad_(False)
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] RGB in [-1, 1], any size -> logits [B, A].
+        """[B, 3, S, S] RGB in [-1, 1], any size -> logits [B, A].
 
         Raises:
-            ContractError: Not a batch of RGB pictures.
+            ContractError: Not a batch of square RGB pictures.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ContractError("pictures to score", expected="[B, 3, H, W]", found=list(images.shape))
-        side = self.config.resolution
-        if tuple(images.shape[2:]) != (side, side):
-            # smooth both ways; without antialiasing a larger picture would be sampled with holes
-            images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
-        return self.backbone(images)
+        return self.backbone(sized(images, self.config.resolution))
 
     def scores(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] RGB in [-1, 1] -> probabilities [B, A]."""

@@ -18,6 +18,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from sdflow_core.faces.ir_se import IrSeBackbone, IrSeConfig
+from sdflow_core.faces.scoring import sized
 from sdflow_core.records.errors import ContractError
 
 Flavour = Literal["e4e", "psp"]
@@ -126,13 +127,7 @@ class StyleEncoder(IrSeBackbone):
         Raises:
             ContractError: Not a batch of square RGB pictures.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-            raise ContractError("encoder input", expected="[B, 3, S, S]", found=list(images.shape))
-        side = self.config.resolution
-        if images.shape[2] == side:
-            return images
-        # antialiased as when a picture file is resized: otherwise a larger one would be sampled with holes
-        return F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
+        return sized(images, self.config.resolution, "encoder input")
 
     def codes(self, images: Tensor) -> Tensor:
         """[B, input_channels, S, S], S = `config.resolution` -> codes [B, L, D] counted from a start."""

@@ -6,17 +6,33 @@ configuration in this sense. A reference is a name with a digest, under 1 kB: by
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-__all__ = ["BundleRef", "Config", "DatasetRef", "PlanRef", "as_recipe"]
+__all__ = ["BundleRef", "Config", "DatasetRef", "Growing", "PlanRef", "as_recipe"]
 
 
 class Config(BaseModel):
     """Frozen, and strict about names: a mistyped option is an error, never ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Growing(BaseModel):
+    """Mix-in: options that came later, and leave no trace while they stand at what was done before.
+
+    A recipe, a bundle or a model's file is known by the digest of its values; what does not use a new option
+    keeps its digest, and with it all that was made by it.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        known = type(self).model_fields
+        return {n: value for n, value in values.items() if n not in self.later or value != known[n].default}
 
 
 class DatasetRef(Config):

@@ -16,7 +16,7 @@ __all__ = ["PLACES", "assembled", "check_bundle", "header_of"]
 
 PLACES = ("generator", "encoder", "labeller", "judge", "identity", "detector", "prior", "editor")
 _HEADER_LIMIT = 16 * 2**20
-_TODO = "see `sdflow models show DIGEST` for what each model is"
+_LOOK_AT_CARDS = "see `sdflow models show DIGEST` for what each model is"
 
 
 def assembled(
@@ -106,7 +106,10 @@ def check_bundle(models: ModelStore, bundle: Bundle) -> None:
         headers[place] = header_of(models, digest)
         if not serves(str(headers[place]["kind"]), place):
             raise ContractError(
-                f"model kind of the {place}", expected=place, found=headers[place]["kind"], todo=_TODO
+                f"model kind of the {place}",
+                expected=place,
+                found=headers[place]["kind"],
+                todo=_LOOK_AT_CARDS,
             )
     if "generator" not in headers or "encoder" not in headers:
         return
@@ -116,14 +119,14 @@ def check_bundle(models: ModelStore, bundle: Bundle) -> None:
             "encoder and generator do not fit",
             expected=f"an encoder of {wanted[0]} rows of {wanted[1]}, as the generator has",
             found=f"{found[0]} rows of {found[1]}",
-            todo=_TODO,
+            todo=_LOOK_AT_CARDS,
         )
     if "prior" in headers and _shape(headers["prior"]["config"]) != wanted:
         raise ContractError(
             "prior and generator do not fit",
             expected=wanted,
             found=_shape(headers["prior"]["config"]),
-            todo=_TODO,
+            todo=_LOOK_AT_CARDS,
         )
     side = headers["generator"]["config"].get("resolution", 1024)
     if side != bundle.resolution:
@@ -138,7 +141,7 @@ def check_bundle(models: ModelStore, bundle: Bundle) -> None:
             "encoder and generator of other resolutions",
             expected=f"{side} px",
             found=f"{size} px",
-            todo=_TODO,
+            todo=_LOOK_AT_CARDS,
         )
     names = {place: _attributes(headers[place]) for place in ("labeller", "judge") if place in headers}
     for place, known in names.items():
@@ -147,7 +150,7 @@ def check_bundle(models: ModelStore, bundle: Bundle) -> None:
                 f"attributes of the {place}",
                 expected=", ".join(bundle.attributes),
                 found=", ".join(known),
-                todo=_TODO,
+                todo=_LOOK_AT_CARDS,
             )
     if bundle.editor is not None:
         _check_editor(models.card(bundle.editor), bundle, wanted)

@@ -19,6 +19,7 @@ from sdflow_core.faces.style_encoder import Flavour, StyleEncoder, StyleEncoderC
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.describing import Described
 from sdflow_core.weights.fitting import count_parameters, fill, numbers, part
+from sdflow_core.weights.generator_layout import mean_w_rows
 from sdflow_core.weights.ir_se_files import backbone_sizes
 
 __all__ = ["decoder_tensors", "load", "mean_w_of", "recognise"]
@@ -187,20 +188,7 @@ def mean_w_of(
             where=where,
             todo="give `mean_w`: the mean w of its generator, or zeros if it was trained without one",
         )
-    flat = mean.detach().float()
-    flat = flat[0] if flat.ndim == 3 and flat.shape[0] == 1 else flat
-    if (
-        flat.ndim not in (1, 2)
-        or flat.shape[-1] != dim
-        or (flat.ndim == 2 and flat.shape[0] not in (1, rows))
-    ):
-        raise ContractError(
-            "the mean w of another generator",
-            expected=f"[{dim}], [1, {dim}], [{rows}, {dim}] or [1, {rows}, {dim}]",
-            found=list(mean.shape),
-            where=where,
-        )
-    return flat.expand(rows, dim).contiguous()
+    return mean_w_rows(mean, rows, dim, where)
 
 
 def _opts(plain: Mapping[str, Any]) -> Mapping[str, Any]:

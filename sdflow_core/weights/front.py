@@ -87,7 +87,7 @@ def open_weights(path: str | Path) -> Opened:
     """
     file = read_weights(path)
     family, described = _recognised(file)
-    return Opened(file, family, described, tensors_of(file.content), plain_of(file.content))
+    return Opened(file, family, described, tensors_of(file.content, file.path), plain_of(file.content))
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _module(family: str) -> Any:
 
 def _recognised(file: WeightFile) -> tuple[str, Described]:
     """The family that knows the file, and what it says of it."""
-    tensors, plain = tensors_of(file.content), plain_of(file.content)
+    tensors, plain = tensors_of(file.content, file.path), plain_of(file.content)
     for family in _FAMILIES:
         described = _module(family).recognise(tensors, plain)
         if described is not None:

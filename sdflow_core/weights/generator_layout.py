@@ -103,18 +103,18 @@ def empty_generator(config: GeneratorConfig) -> Generator:
     return generator
 
 
-def mean_w_rows(mean: Tensor, config: GeneratorConfig, where: str) -> Tensor:
+def mean_w_rows(mean: Tensor, rows: int, dim: int, where: str) -> Tensor:
     """A mean w of any shape that is in use, as [L, D] float32.
 
     Args:
         mean: [D], [1, D], [L, D] or [1, L, D].
-        config: Of the generator.
+        rows: L.
+        dim: D.
         where: The file, for messages.
 
     Raises:
-        ContractError: Of another generator, or not finite.
+        ContractError: Of another generator.
     """
-    rows, dim = config.num_rows, config.style_dim
     flat = mean.detach().float()
     flat = flat[0] if flat.ndim == 3 and flat.shape[0] == 1 else flat
     if (
@@ -203,7 +203,7 @@ def filled(
         )
     state["mean_w"] = torch.zeros(config.num_rows, config.style_dim)
     if mean_w is not None:
-        state["mean_w"] = mean_w_rows(mean_w, config, where)
+        state["mean_w"] = mean_w_rows(mean_w, config.num_rows, config.style_dim, where)
     fill(generator, state, what=what, where=where)
     if mean_w is None:
         generator.mean_w = estimated_mean_w(generator)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, cast
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
 from sdflow_core.records.ahead import ahead
-from sdflow_core.records.config import Config
+from sdflow_core.records.config import Config, Growing
 from sdflow_core.records.errors import ContractError, CorruptError, NotFoundError
 from sdflow_core.records.journal import Entry, Journal
 from sdflow_core.records.keys import canonical_json, sha256_hex
@@ -18,7 +16,6 @@ __all__ = ["NO_MODELS", "Bundle", "Bundles", "Licences", "ModelStore", "edited_a
 
 # fields of a bundle that name no model
 NO_MODELS = ("template_scale", "resolution", "attributes", "framing", "faces")
-_LATER: dict[str, object] = {"framing": "five_points", "faces": "reject"}
 
 
 class ModelStore:
@@ -98,7 +95,7 @@ def _unknown(digest: str, where: str) -> NotFoundError:
     return NotFoundError("there is no such model", found=digest, where=where, todo="see `sdflow models list`")
 
 
-class Bundle(Config):
+class Bundle(Growing, Config):
     """Models that fit each other, by digest. A run pins one at its start.
 
     Attributes:
@@ -118,6 +115,8 @@ class Bundle(Config):
         faces: What becomes of a picture with several faces: `reject` drops it, `largest` takes one.
     """
 
+    later = ("framing", "faces")
+
     generator: str | None = None
     encoder: str | None = None
     labeller: str | None = None
@@ -131,12 +130,6 @@ class Bundle(Config):
     attributes: tuple[str, ...]
     framing: Literal["five_points", "ffhq"] = "five_points"
     faces: Literal["reject", "largest"] = "reject"
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # bundles from before there was a choice keep their digests
-        values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if _LATER.get(name) != value}
 
     @property
     def digest(self) -> str:

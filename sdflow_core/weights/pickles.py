@@ -11,6 +11,7 @@ The opcodes are those of protocols 2 to 5 (`pickletools` describes them). The te
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
@@ -53,18 +54,18 @@ class Record:
     state: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-class Late:
+class Late(ABC):
     """A value that is complete only after the file has given it a state, such as a numpy array."""
 
     __slots__ = ()
 
+    @abstractmethod
     def set(self, state: Any) -> None:
         """Take the state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def value(self) -> Any:
         """What it became."""
-        raise NotImplementedError
 
 
 class PickleReader:

@@ -128,11 +128,15 @@ def read_weight_bytes(data: bytes, where: str) -> WeightFile:
     return WeightFile(where, container, hashlib.sha256(data).hexdigest(), len(data), content)
 
 
-def tensors_of(content: Any) -> dict[str, Tensor]:
+def tensors_of(content: Any, where: str | None = None) -> dict[str, Tensor]:
     """The state dict of what was read: bare, or under `g_ema`, `state_dict`, `G_ema` and the like.
 
     A leading `module.` of a data-parallel training is taken off. NVIDIA's records are named as their modules
     would name them (`mapping.fc0.weight`). A file that is one bare tensor has it under the name `tensor`.
+
+    Args:
+        content: Of a `WeightFile`.
+        where: The file, for messages.
 
     Raises:
         ContractError: Two tensors have one name, or something else lies among the tensors of a state dict.
@@ -155,10 +159,11 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
                 "not a state dict",
                 expected=f"tensors by name under {key}",
                 found=f"{shown(name)}: {shown(value)}",
+                where=where,
             )
         short = str(name).removeprefix("module.")
         if short in made:
-            raise ContractError("a tensor that is there twice", found=short)
+            raise ContractError("a tensor that is there twice", found=short, where=where)
         made[short] = value
     return made
 

@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.records.errors import ContractError
 from sdflow_core.weights.bounds import shown
 from sdflow_core.weights.describing import Described
-from sdflow_core.weights.fitting import count_parameters
-from sdflow_core.weights.reading import read_weight_bytes, read_weights
+from sdflow_core.weights.fitting import count_parameters, fill
+from sdflow_core.weights.reading import plain_of, read_weight_bytes, read_weights, tensors_of
 
 Source = str | Path | bytes
 
@@ -85,8 +85,8 @@ def _flow(
             todo="name the sizes of the file when reading it, or use the file that belongs to this generator",
         )
     flow = PaperFlow(rows, dim, found["attributes"], config)
-    _load(flow, state, where)
-    return flow.eval().requires_grad_(False)
+    fill(flow, state, what="a flow of the original", where=where)
+    return flow
 
 
 def recognise(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Described | None:
@@ -209,8 +209,8 @@ def _semantic_encoder(
             todo="name the attributes in the order of the training",
         )
     network = ResNetScorer(ResNetConfig(attributes=names, depth=depth))
-    _load(network, state, where)
-    return SemanticEncoder(network.requires_grad_(False)).eval()
+    fill(network, state, what=f"a semantic encoder on ResNet-{depth}", where=where)
+    return SemanticEncoder(network).eval()
 
 
 def write_semantic_encoder(encoder: SemanticEncoder) -> bytes:
@@ -271,64 +271,16 @@ def _read(source: Source) -> tuple[dict[str, Tensor], str]:
         file = read_weight_bytes(source, f"{len(source)} bytes")
     else:
         file = read_weights(source)
-    content, where = file.content, file.path
-    if isinstance(content, dict) and isinstance(inner := cast(Any, content).get("state_dict"), dict):
-        content = cast(Any, inner)
-    if not isinstance(content, dict):
-        raise ContractError("not a state dict", found=type(content).__name__, where=where)
-    state: dict[str, Tensor] = {}
-    for key, value in cast(dict[Any, Any], content).items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ContractError(
-                "not a state dict",
-                expected="tensors by name",
-                found=f"{shown(key)}: {type(value).__name__}",
-                where=where,
-            )
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise ContractError(
-                "a tensor that is not stored whole",
-                expected="dense numbers, as torch.save writes a trained network",
-                found=f"{key}: {_kind(value)}",
-                where=where,
-                todo="write the file again with `.to_dense()` or `.dequantize()` tensors",
-            )
-        name = key.removeprefix("module.")  # of a data-parallel training
-        if name in state:
-            raise ContractError("a tensor that is there twice", found=name, where=where)
-        state[name] = value
-    return state, where
-
-
-def _kind(value: Tensor) -> str:
-    if value.is_meta:
-        return "a shape without numbers"
-    return "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
-
-
-def _load(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Fill a network, after everything that does not fit was named."""
-    wanted = network.state_dict()
-    wrong = [
-        f"{name} is missing, expected {list(wanted[name].shape)}" for name in wanted if name not in state
-    ]
-    for name, value in state.items():
-        if name not in wanted:
-            wrong.append(f"{name} {list(value.shape)} is unexpected")
-        elif value.shape != wanted[name].shape:
-            wrong.append(f"{name} is {list(value.shape)}, expected {list(wanted[name].shape)}")
-        elif value.is_complex() or (value.is_floating_point() and not bool(torch.isfinite(value).all())):
-            wrong.append(f"{name} has values that are not finite")
-        elif name.endswith("running_var") and bool((value < 0).any()):
-            wrong.append(f"{name} has negative variances")
-    if wrong:
+    plain = plain_of(file.content)
+    if not isinstance(file.content, dict) or plain:
         raise ContractError(
-            "tensors that do not fit",
-            expected=f"exactly the {len(wanted)} tensors of {type(network).__name__}",
-            found="; ".join(wrong),
-            where=where,
+            "not a state dict",
+            expected="tensors by name, nothing else",
+            found=", ".join(f"{name}: {shown(value)}" for name, value in plain.items())
+            or type(file.content).__name__,
+            where=file.path,
         )
-    network.load_state_dict({name: value.to(wanted[name].dtype) for name, value in state.items()})
+    return tensors_of(file.content, file.path), file.path
 
 
 def _write(network: nn.Module) -> bytes:

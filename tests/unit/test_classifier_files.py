@@ -120,3 +120,20 @@ def test_a_classifier_scores_pictures_of_any_size_and_serves_as_semantic_encoder
     assert torch.equal(SemanticEncoder(again)(large), network.scores(large))
     with pytest.raises(ContractError, match="pictures to score"):
         network.logits(torch.zeros(1, 1, 64, 64))
+
+
+def test_some_of_the_outputs_are_those_of_the_whole() -> None:
+    whole = classifier_files.load(_state(heads=5, ages=2), {}, attributes=tuple("abcde"), ages=("x", "y"))
+    asked = ("d", "a", "y")
+    part, pictures = whole.only(asked), _pictures()
+    index = [whole.attributes.index(name) for name in asked]
+    with torch.no_grad():
+        torch.testing.assert_close(part.logits(pictures), whole.logits(pictures)[:, index])
+        without = whole.only(("b",))
+        torch.testing.assert_close(without.logits(pictures), whole.logits(pictures)[:, 1:2])
+    assert without.age_heads is None and part.attributes == asked
+    with pytest.raises(ContractError, match="age groups"):
+        without.age_groups(pictures)
+    for wrong in (("a", "a"), ("z",), (), ("x", "a"), ("x",)):
+        with pytest.raises(ContractError, match="attributes of a network"):
+            whole.only(wrong)

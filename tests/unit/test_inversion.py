@@ -16,7 +16,6 @@ from sdflow_core.faces.qualities import (
     Spent,
     costs,
     refine_config,
-    rows_at_a_time,
 )
 from sdflow_core.faces.tuning import TuneConfig, tune
 from sdflow_core.records.errors import ContractError
@@ -185,7 +184,8 @@ def test_tuning_that_goes_astray_keeps_the_weights(generator: Any, people: tuple
 
 
 def test_micro_batches_shrink_with_the_picture() -> None:
-    assert [rows_at_a_time(side) for side in (64, 256, 512, 1024, 2048)] == [16, 16, 4, 1, 1]
+    sizes = [refine_config("good", side) for side in (64, 512, 1024)]
+    assert [config and config.micro_batch for config in sizes] == [16, 4, 1]
 
 
 def test_costs_follow_from_the_steps() -> None:

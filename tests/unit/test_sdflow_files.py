@@ -107,7 +107,7 @@ def test_every_tensor_that_does_not_fit_is_named() -> None:
     with pytest.raises(ContractError) as caught:
         _read(_file(state))
     for said in (
-        "chain.2.running_var is missing, expected [6]",
+        "chain.2.running_var [6] is missing",
         "chain.3.weight [6] is unexpected",
         "chain.0.bias is [5], expected [6]",
     ):
@@ -117,9 +117,9 @@ def test_every_tensor_that_does_not_fit_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        (FIRST + "_layer.weight", float("nan"), "_layer.weight has values that are not finite"),
-        ("chain.0.running_mean", float("inf"), "chain.0.running_mean has values that are not finite"),
-        ("chain.2.running_var", -1.0, "chain.2.running_var has negative variances"),
+        (FIRST + "_layer.weight", float("nan"), r"_layer.weight \[8, 6\] has values that are not finite"),
+        ("chain.0.running_mean", float("inf"), r"chain.0.running_mean \[6\] has values that are not finite"),
+        ("chain.2.running_var", -1.0, r"chain.2.running_var \[6\] has negative variances"),
     ],
 )
 def test_values_that_cannot_be_weights_are_refused(name: str, value: float, said: str) -> None:
@@ -301,7 +301,7 @@ def test_semantic_encoder_refuses_what_it_cannot_name() -> None:
     assert read_semantic_encoder(data, ("x", "y")).attributes == ("x", "y")
     state = dict(network.state_dict())
     state["backbone.layer3.5.bn2.bias"] = torch.full((256,), float("nan"))
-    with pytest.raises(ContractError, match=r"layer3\.5\.bn2\.bias has values that are not finite"):
+    with pytest.raises(ContractError, match=r"layer3\.5\.bn2\.bias \[256\] has values that are not finite"):
         read_semantic_encoder(_file(state), ("a", "b"))
     deeper = dict(network.state_dict())
     deeper["backbone.fc.weight"] = torch.zeros(2, 1024)
