@@ -203,6 +203,10 @@ def test_models_that_do_not_fit_are_refused_before_anything_runs(
         wide = type(other)(other.config.model_copy(update={"resolution": 128}))
         key = models.add("encoder", save_model(wide), {"title": "wide"})
         assembled(models, {"generator": digest(said, "generator"), "encoder": key})
+    # nor does a single model take the place of another that it does not fit
+    assert run(capsys, store, "promote", "embedded", "--by", "ann")[0] == 0
+    code, said = run(capsys, store, "promote", digest(large, "generator"), "--by", "ann")
+    assert code and "encoder and generator do not fit" in json.dumps(said)
     # a file that says it counts from a mean w, and does not hold it
     content = encoder_makers.encoder_content(encoder_makers.small_encoder(10), start_from_latent_avg=True)
     torch.save(content, folder / "mean.pt")
