@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +38,7 @@ __all__ = [
 
 # midpoint with 4 steps costs the same and misses 2 % of the edit on an 18 x 512 flow (bench_exact.py)
 EDIT_SOLVER = SolverConfig(method="rk4", steps=2)
+_RETIRED = ("embedding",)  # options of readers that files of earlier versions name
 
 
 class FlowEditConfig(Config):
@@ -174,7 +176,7 @@ def load_editor(
         _load(flow, _part(tensors, "flow."), "the flow")
         if kind == FlowEditor.kind or not isinstance(flow, PrincipalFlow):
             return FlowEditor(flow.to(device), semantic, digest, FlowEditConfig(**config["edit"]))
-        edit_map = EditMap(len(flow.basis), count, EditMapConfig(**config["map"]))
+        edit_map = EditMap(len(flow.basis), count, _map_config(config["map"]))
         _load(edit_map, _part(tensors, "map."), "the edit map")
         return MapEditor(flow.to(device), edit_map.to(device), semantic, digest)
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -184,6 +186,13 @@ def load_editor(
             found=f"{len(data)} bytes: {error}",
             todo="train or import the editor again",
         ) from error
+
+
+def _map_config(values: dict[str, Any]) -> EditMapConfig:
+    """Of a file that may be older: what its readers were told that is no option any more is left out. It said
+    how the map was taught, not how it edits, so the file stays as good as it was."""
+    readers = {name: value for name, value in values["readers"].items() if name not in _RETIRED}
+    return EditMapConfig(**{**values, "readers": readers})
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

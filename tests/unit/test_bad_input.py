@@ -92,6 +92,19 @@ def test_weights_that_are_not_finite_are_no_editor(kind: str, name: str) -> None
         load_editor(save(tensors, metadata=metadata))
 
 
+def test_a_map_of_an_earlier_version_still_edits_as_it_did() -> None:
+    made = editor("map")
+    tensors, metadata = _opened(made.to_bytes())
+    document = json.loads(metadata["sdflow"])
+    document["config"]["map"]["readers"]["embedding"] = 128  # an option until the witness said it
+    codes, s = people(2)
+    again = load_editor(save(tensors, metadata={"sdflow": json.dumps(document)}))
+    assert torch.equal(again.edit(codes, None, s, 1 - s).w_plus, made.edit(codes, None, s, 1 - s).w_plus)
+    document["config"]["map"]["readers"]["embeding"] = 128
+    with pytest.raises(ContractError, match="embeding"):
+        load_editor(save(tensors, metadata={"sdflow": json.dumps(document)}))
+
+
 @pytest.mark.parametrize("shape", [(2,), (2, 9, 9)])
 def test_directions_of_another_shape(shape: tuple[int, ...]) -> None:
     tensors, metadata = _opened(editor("linear").to_bytes())
