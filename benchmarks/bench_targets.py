@@ -5,7 +5,9 @@ labeller, the embedded judge (it learned from other people and steers nothing) a
 expression net measure the picture. All rows count, capped ones too; how many were capped is printed.
 
 A judge that shares no people with the labeller disagrees with it on unedited faces already: its error there
-is printed beside.
+is printed beside. Most of these faces are far from .5, where two classifiers agree easily; so there is
+another yardstick, `natural`: unedited people drawn anew, of whom the labeller reads each target as often as
+of the edits. What the judge says of *them* is what an edit that looks like a natural face can reach.
 
 Usage: `python benchmarks/bench_targets.py [--data FOLDER] [--row "ours: edit map"] [--images 100]
        [--work FOLDER] [--quick] [--json]`
@@ -40,6 +42,7 @@ from sdflow_core.records.errors import SDFlowError  # noqa: E402
 
 TARGETS = tuple(round(0.1 * k, 1) for k in range(1, 10))
 LEAST_PEARSON, MOST_ERROR_JUDGE, MOST_ERROR_LABELLER = 0.9, 0.1, 0.05
+NEAR = 0.05  # a natural face reads a target when the labeller is no further from it
 
 
 def agreement(asked: NDArray[np.float64], measured: NDArray[np.float64]) -> dict[str, float]:
@@ -54,7 +57,48 @@ def agreement(asked: NDArray[np.float64], measured: NDArray[np.float64]) -> dict
     return {"pearson": round(correlation, 4), "error": round(float(np.abs(asked - measured).mean()), 4)}
 
 
-def measure(material: Material, editor: Editor, digest: str) -> dict[str, Any]:
+def spread_evenly(
+    read: NDArray[np.float64], count: int, seed: int = 0
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Rows of faces of whom every target is read equally often.
+
+    Args:
+        read: The labeller's readings [N].
+        count: Faces a target; drawn with replacement where there are fewer.
+        seed: Of the draw.
+
+    Returns:
+        (rows [T * count] in the order of the targets, how many faces there were for each); no rows where some
+        target has none.
+    """
+    rng = np.random.default_rng(seed)
+    near = [np.flatnonzero(np.abs(read - target) <= NEAR) for target in TARGETS]
+    found = [len(rows) for rows in near]
+    if not all(found):
+        return np.zeros(0, np.int64), found
+    return np.concatenate([rng.choice(rows, count, replace=len(rows) < count) for rows in near]), found
+
+
+def natural(material: Material, count: int, drawn: int) -> dict[str, dict[str, Any]]:
+    """Attribute -> the judge's agreement on unedited faces spread evenly over the targets."""
+    people = material.unseen(drawn)
+
+    def compute() -> dict[str, Any]:
+        parts = (part.float() / 127.5 - 1.0 for part in people.images.split(256))
+        return {"judged": torch.cat([material.networks.judged(part) for part in parts]).numpy()}
+
+    judged = material.keep("judged", compute, count=drawn)["judged"].astype(np.float64)
+    out: dict[str, dict[str, Any]] = {}
+    for name in material.options.attributes:
+        column = material.tracked.index(name)
+        rows, faces = spread_evenly(people.scores[:, column].numpy().astype(np.float64), count)
+        if len(rows):
+            agreed = agreement(np.repeat(np.array(TARGETS), count), judged[rows, column])
+            out[name] = {**agreed, "faces": faces}
+    return out
+
+
+def measure(material: Material, editor: Editor, digest: str, drawn: int) -> dict[str, Any]:
     """Attribute -> agreement by every reader, and counts."""
     people, networks = material.held_out, material.networks
     config = EditConfig()
@@ -119,6 +163,8 @@ def measure(material: Material, editor: Editor, digest: str) -> dict[str, Any]:
         judged = networks.judged(pictures)[:, column].numpy().astype(np.float64)
         row["unedited"] = agreement(scores[:, column].numpy().astype(np.float64), judged)
         out["attributes"][name] = row
+    for name, agreed in natural(material, len(people.codes), drawn).items():
+        out["attributes"][name]["natural"] = agreed
     return out
 
 
@@ -139,6 +185,9 @@ def print_table(found: dict[str, Any], row: str) -> None:
         before = f"Pearson {one['unedited']['pearson']:.3f}, error {one['unedited']['error']:.3f}"
         print(f"{'':14}{one['capped']} of {one['edits']} capped, {one['tries']} renderings an edit")
         print(f"{'':14}judge against labeller on unedited faces: {before}")
+        if "natural" in one:
+            said = f"Pearson {one['natural']['pearson']:.3f}, error {one['natural']['error']:.3f}"
+            print(f"{'':14}judge on unedited faces of which the labeller reads the same targets: {said}")
 
 
 def main() -> int:
@@ -154,6 +203,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=100, help="held-out people")
     parser.add_argument("--real", type=int, default=None, help="photographs to train on")
     parser.add_argument("--samples", type=int, default=None, help="people drawn from the prior")
+    parser.add_argument("--natural", type=int, default=10_000, help="people drawn for the natural yardstick")
     parser.add_argument("--quick", action="store_true", help="a trial of the machinery")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -169,7 +219,7 @@ def main() -> int:
     try:
         material = Material(options, lambda text: print(text, file=sys.stderr, flush=True))
         ready = trained(row, material, 0)
-        found = measure(material, ready.editor, ready.digest)
+        found = measure(material, ready.editor, ready.digest, 400 if given.quick else given.natural)
     except SDFlowError as error:
         print(error, file=sys.stderr)
         return 1

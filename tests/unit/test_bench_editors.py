@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.bench_editors import chosen, run
-from benchmarks.bench_targets import agreement
+from benchmarks.bench_targets import NEAR, TARGETS, agreement, spread_evenly
 from benchmarks.editors import measure
 from benchmarks.editors.ceiling import natural_pairs
 from benchmarks.editors.figures import figures_of, over_attributes, reached_by_all, spread
@@ -201,6 +201,17 @@ def test_pairs_are_of_one_person_and_differ() -> None:
 def test_agreement_of_requests() -> None:
     assert agreement(np.array([0.1, 0.9]), np.array([0.9, 0.1]))["pearson"] == -1.0
     assert math.isnan(agreement(np.array([0.5, 0.5]), np.array([0.9, 0.1]))["pearson"])
+
+
+def test_faces_of_the_natural_yardstick_read_every_target_equally_often() -> None:
+    read = np.random.default_rng(1).beta(0.3, 0.3, 5000)
+    rows, faces = spread_evenly(read, 40)
+    asked = np.repeat(np.array(TARGETS), 40)
+    assert len(rows) == len(asked) and np.abs(read[rows] - asked).max() <= NEAR
+    assert all(len(set(part)) == 40 for part in rows.reshape(len(TARGETS), 40))  # enough of each: none twice
+    assert faces == [int((np.abs(read - target) <= NEAR).sum()) for target in TARGETS]
+    none, faces = spread_evenly(read[read < 0.6], 40)
+    assert len(none) == 0 and faces[-1] == 0
 
 
 def test_rows_are_chosen_by_group_or_name() -> None:
