@@ -82,7 +82,19 @@ def test_pretrain_reads_a_folder_and_keeps_models_with_cards(tmp_path: Path) -> 
         "labeller_steps": 4,
         "judge_steps": 4,
         "prior_factors": 64,
-        "autoencoder": {"steps": 4, "adversarial_from": 2},
+        "autoencoder": {
+            "steps": 4,
+            "adversarial_from": 2,
+            "batch": 4,
+            "generator": {
+                "resolution": 64,
+                "style_dim": 64,
+                "channel_base": 256,
+                "channel_max": 12,
+                "mapping_layers": 0,
+            },
+            "encoder": {"style_dim": 64, "channels": [4, 6, 8, 8, 8], "hidden": 16},
+        },
     }
     facts = pretrain("small", str(tmp_path / "people"), str(tmp_path / "labels.csv"), config, store.uri)
     assert set(facts["models"]) == {"generator", "encoder", "prior", "labeller", "judge"}
