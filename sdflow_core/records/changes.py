@@ -29,6 +29,7 @@ STEP_OF = {
     "labels": "label",
     "editors": "train",
     "edits": "edit",
+    "pasted": "paste",
 }
 _SHOWN = 12
 
@@ -125,7 +126,7 @@ def row_words(
     place = "It is"
     if not found:
         # itself as wanted; but the row it was computed from may not be
-        for name in ("latents", "faces"):
+        for name in ("edits", "latents", "faces"):
             above = Table(store, dataset, name)
             for key in cast("list[str]", row["inputs"] or []):
                 origin = above.find(key) if name != table and above.recipes() else None

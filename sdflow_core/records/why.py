@@ -215,10 +215,17 @@ def _edits_of(store: Store, dataset: str, source_id: str) -> list[str]:
     for item in releases(store):
         for out in item.outputs:
             left.setdefault(out.edit_id, []).append(out.uri)
-    return [
+    told = [
         f"Edit {row['row_key']} was made of it ({row['status']})"
         + (f" and released to {', '.join(left[row['row_key']])}." if row["row_key"] in left else ".")
         for row in cast("list[dict[str, Any]]", rows)
+        if row["source_id"] == source_id
+    ]
+    table = Table(store, dataset, "pasted")
+    pasted = table.read(columns=["row_key", "source_id", "inputs", "output"]) if table.recipes() else None
+    return told + [
+        f"Photograph {row['row_key']} has {len(row['inputs'])} of these edits pasted in: {row['output']}."
+        for row in cast("list[dict[str, Any]]", pasted.to_pylist() if pasted is not None else [])
         if row["source_id"] == source_id
     ]
 
