@@ -15,6 +15,7 @@ from .journal import Journal
 from .lineage import Lineage, load_recipe
 from .lookup import datasets, lineage_facts
 from .releases import releases
+from .shown_faces import takes_every_face
 from .store import Store
 from .tables import Table
 
@@ -181,6 +182,7 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
         "Inputs: " + ("; ".join(f"{item['key'][:40]} ({item['is']})" for item in inputs) or "none") + ".",
     ]
     if table == "sources":
+        lines += _faces_of(store, dataset, row)
         lines += _edits_of(store, dataset, str(row["source_id"]))
     if reused:
         lines += [f"Run {item.run} ({item.job}, {item.time}) {item.how}." for item in reused]
@@ -203,6 +205,20 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
         reused_by=reused,
         text="\n".join(lines),
     )
+
+
+def _faces_of(store: Store, dataset: str, source: dict[str, Any]) -> list[str]:
+    """What was found in a picture of which every face is taken."""
+    if source["status"] != "kept" or not takes_every_face(store, str(source["recipe"])):
+        return []
+    columns = ["row_key", "image_id", "face_id", "status", "reason"]
+    rows = Table(store, dataset, "faces").read(recipe=str(source["recipe"]), columns=columns).to_pylist()
+    return [
+        f"Face {row['face_id'].rpartition('#')[2]} is row {row['row_key'][:_SHOWN]}, {row['status']}"
+        + (f": {row['reason']}." if row["reason"] else ".")
+        for row in cast("list[dict[str, Any]]", rows)
+        if row["image_id"] == source["image_id"]
+    ]
 
 
 def _edits_of(store: Store, dataset: str, source_id: str) -> list[str]:
