@@ -166,4 +166,4 @@ def test_a_face_is_compared_with_the_one_at_its_place() -> None:
     large, middle = (face.aligned for face in judged[1:])
     assert large is not None and middle is not None
     assert _at_the_place(judged, middle.quad + 5) is middle and _at_the_place(judged, large.quad) is large
-    assert _at_the_place(judged, quad_from_points(SMALL.points) + [90, 0]) is None
+    assert _at_the_place(judged, np.add(quad_from_points(SMALL.points), (90, 0))) is None
