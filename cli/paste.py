@@ -25,7 +25,7 @@ def paste(
     context: typer.Context,
     edits: Annotated[
         list[str],
-        typer.Argument(metavar="EDIT_ID...", help="Edits of different faces of one photograph."),
+        typer.Argument(metavar="EDIT_ID", help="Edits of different faces of one photograph."),
     ],
     dataset: Annotated[str, typer.Option("--dataset", help="Look in this dataset only.")] = "",
     out: Annotated[
