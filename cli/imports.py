@@ -108,7 +108,7 @@ def assemble(
     prior: Annotated[str, typer.Option("--prior", help=_HELP.format("prior"))] = "",
     editor: Annotated[str, typer.Option("--editor", help=_HELP.format("editor"))] = "",
     faces: Annotated[
-        str, typer.Option("--faces", metavar="reject|largest", help="Of a picture with several faces.")
+        str, typer.Option("--faces", metavar="reject|largest|all", help="Of a picture with several faces.")
     ] = "reject",
     template_scale: Annotated[
         float, typer.Option("--template-scale", help="Of the crops; 0 takes the encoder's, else 1 (FFHQ).")
@@ -132,8 +132,8 @@ def assemble(
         "editor": editor,
     }
     chosen = {place: digest for place, word in given.items() if (digest := _digest(store, word))}
-    if faces not in ("reject", "largest"):
-        raise ContractError("faces of a picture", expected="reject or largest", found=faces)
+    if faces not in ("reject", "largest", "all"):
+        raise ContractError("faces of a picture", expected="reject, largest or all", found=faces)
     bundle = assembled(ModelStore(store), chosen, template_scale=template_scale or None, faces=faces)
     digest = keep_set(store, bundle)
     document = {"bundle": digest, **bundle.model_dump(mode="json")}

@@ -219,6 +219,11 @@ def _show_ingest(dataset: str, facts: dict[str, Any]) -> None:
         )
         if left:
             print(f"and {left} more; --json lists all of them.")
+    if "faces" in facts:
+        faces = facts["faces"]
+        why = "; ".join(f"{count} {reason}" for reason, count in sorted(faces["reasons"].items()))
+        said = f"{faces['dropped']} dropped" + (f" ({why})" if why else "")
+        print(f"Faces of the kept files: {faces['kept']} kept, {said}.")
     for remark in facts["remarks"]:
         print(f"Note: {remark}.")
 

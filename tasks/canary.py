@@ -181,7 +181,7 @@ def _sample(run: StepRun, old: Bundle, count: int) -> list[dict[str, Any]]:
     allowed = {origin.face_id for origin in origins(run.store, run.job.dataset, recipes.ingest(old).key)}
     rows = Table(run.store, run.job.dataset, "faces").read(
         recipe=recipes.ingest(old).key,
-        columns=["row_key", "face_id", "crop", "points"],
+        columns=["row_key", "face_id", "crop", "points", "quad"],
         statuses=["kept"],
     )
     kept = [row for row in rows.to_pylist() if row["face_id"] in allowed]
@@ -204,16 +204,35 @@ def _cut_again(
     for origin in origins(run.store, run.job.dataset, recipes.ingest(old).key):
         origin_of.setdefault(origin.face_id, origin)
     config = recipes.ingest_config(new.bundle)
+    several = old.faces == "all"  # the largest need not be the one that is compared
+    if several:
+        config = config.model_copy(update={"faces": "all"})
 
     def find(picture: Any) -> Any:
         new.calls["detector"] += 1
         return new.detector.find(picture)
 
     def cut(row: dict[str, Any]) -> tuple[Pixels, Any] | None:
-        face = judge_source(partial(read_again, run.store, origin_of[row["face_id"]]), find, config).face
+        verdict = judge_source(partial(read_again, run.store, origin_of[row["face_id"]]), find, config)
+        if not several:
+            face = verdict.face
+        else:
+            face = _at_the_place(verdict.faces, np.reshape(row["quad"], (4, 2)))
         return None if face is None else (face.crop, np.asarray(face.points))
 
     return [cut(row) for row in sample]
+
+
+def _at_the_place(faces: Any, quad: Any) -> Any:
+    """Of the faces that fit, the one where the quad [4, 2] lies; None where none is within half its side."""
+    side = float(np.linalg.norm(quad[1] - quad[0]))
+    away = [
+        (float(np.linalg.norm(face.aligned.quad.mean(0) - quad.mean(0))), face.number, face.aligned)
+        for face in faces
+        if face.aligned is not None
+    ]
+    near = min(away, default=None, key=lambda item: item[:2])
+    return near[2] if near is not None and near[0] < side / 2 else None
 
 
 # -- editors

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from sdflow_core.records.shown_faces import takes_every_face, with_every_face
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 
@@ -22,14 +23,19 @@ def today() -> date:
 def kept_table(store: Store, dataset: str, recipe: str, columns: Sequence[str]) -> pa.Table:
     """Some columns of the addresses whose latest verdict is `kept`; `recipe` is that of `ingest`.
 
-    A file that was replaced under its address is out with that: only its newest version is a source.
+    A file that was replaced under its address is out with that: only its newest version is a source. Where
+    ingest takes every face of a picture and `face_id` is asked for, a source stands there once a face.
     """
     table = Table(store, dataset, "sources")
-    return table.read(recipe=recipe, latest_by="uri", statuses=["kept"], columns=columns)
+    if "face_id" not in columns or not takes_every_face(store, recipe):
+        return table.read(recipe=recipe, latest_by="uri", statuses=["kept"], columns=columns)
+    whole = list(dict.fromkeys([*columns, "image_id"]))
+    sources = table.read(recipe=recipe, latest_by="uri", statuses=["kept"], columns=whole)
+    return with_every_face(store, dataset, recipe, sources).select(list(columns))
 
 
 def kept_sources(store: Store, dataset: str, recipe: str) -> list[dict[str, Any]]:
-    """`kept_table` as mappings, for those who need all of it."""
+    """`kept_table` as mappings, for those who need all of it: a mapping for each face that a source shows."""
     columns = ["source_id", "uri", "image_id", "face_id", *_CONSENT]
     return kept_table(store, dataset, recipe, columns).to_pylist()
 

@@ -1,4 +1,8 @@
-"""Sources -> rows of `sources` and `faces`. Every source ends as a row; originals are only read."""
+"""Sources -> rows of `sources` and `faces`. Every source ends as a row; originals are only read.
+
+A file is one row of `sources`. Where every face of a picture is taken, `faces` has a row for each that was
+found, and those that cannot be used are there as `dropped` with the reason.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +79,9 @@ def ingest_shard(run: StepRun, plan: PlanRef) -> DatasetRef:
     judged: list[dict[str, Any]] = []
     faces: dict[str, dict[str, Any]] = {}
     with shard_stream(run, "ingest", items, looking_at.stages(), len(items), model="judge") as results:
-        for row, face in results:
+        for row, shown in results:
             judged.append(row)
-            if face is not None:
+            for face in shown:
                 faces.setdefault(face["row_key"], face)
     held = table.held_among([row["row_key"] for row in judged], recipe)
     sources: dict[str, dict[str, Any]] = {}
@@ -141,27 +145,25 @@ class _Looking:
 
     def judge(
         self, read: tuple[dict[str, Any], bytes | SDFlowError | None]
-    ) -> tuple[dict[str, Any], dict[str, Any] | None, bytes]:
-        """Row of one source, and of its face with the file of the crop when one was found just now."""
+    ) -> tuple[dict[str, Any], list[tuple[dict[str, Any], bytes]]]:
+        """Row of one source, and of its faces with the files of their crops when they were found just now."""
         item, data = read
         verdict, face_id = self._verdict(item, data)
         row = _source_row(self.recipe, item, verdict, face_id)
-        if verdict.face is None:
-            return row, None, b""
-        face, crop = _face_row(self.recipe, verdict.image_id, face_id, verdict.face)
-        return row, face, crop
+        return row, [_face_row(self.recipe, verdict.image_id, face) for face in verdict.faces]
 
     def keep(
-        self, judged: tuple[dict[str, Any], dict[str, Any] | None, bytes]
-    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        self, judged: tuple[dict[str, Any], list[tuple[dict[str, Any], bytes]]]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Crops lie in the store before the rows that name them are committed."""
-        row, face, crop = judged
-        if face is not None:
-            self.store.create(face["crop"], crop)
-        return row, face
+        row, faces = judged
+        for face, crop in faces:
+            if face["crop"]:
+                self.store.create(face["crop"], crop)
+        return row, [face for face, _ in faces]
 
     def _verdict(self, item: dict[str, Any], data: bytes | SDFlowError | None) -> tuple[Any, str]:
-        """Verdict and face id of one source; bytes that were judged before are not decoded again."""
+        """Verdict of one source, and its largest face that fits; what was judged is not decoded again."""
         from sdflow_core.faces.ingestion import Verdict, judge_source
 
         known = item["known"]
@@ -179,7 +181,8 @@ class _Looking:
             # another time in the folder's listing, the same bytes: nothing to look at again
             return Verdict(now["status"], now["reason"], image_id), now["face_id"]
         verdict = judge_source(lambda: data, self._find, self.config, item["why"])
-        return verdict, f"{verdict.image_id}#0" if verdict.face is not None else ""
+        fit = [face.number for face in verdict.faces if face.aligned is not None]
+        return verdict, f"{verdict.image_id}#{fit[0]}" if fit else ""
 
     def _find(self, picture: Any) -> Any:
         from sdflow_core.faces.networks import count_call
@@ -238,22 +241,31 @@ def _source_row(recipe: str, item: dict[str, Any], verdict: Any, face_id: str) -
     }
 
 
-def _face_row(recipe: str, image_id: str, face_id: str, face: Any) -> tuple[dict[str, Any], bytes]:
-    """Row of a face, and the file of its crop."""
+def _face_row(recipe: str, image_id: str, judged: Any) -> tuple[dict[str, Any], bytes]:
+    """Row of a face, and the file of its crop; of one that cannot be used there is none."""
     from sdflow_core.faces.pixels import pixel_digest, png_bytes
 
-    row = {
+    face, face_id = judged.aligned, f"{image_id}#{judged.number}"
+    row: dict[str, Any] = {
         "row_key": row_key(recipe, [face_id]),
         "recipe": recipe,
-        "status": "kept",
-        "reason": "",
+        "status": "dropped" if judged.reason else "kept",
+        "reason": judged.reason,
         "inputs": [face_id],
         "face_id": face_id,
         "image_id": image_id,
+        "quad": [],
+        "points": [],
+        "crop": "",
+        "crop_sha256": "",
+        "score": judged.score,
+    }
+    if face is None:
+        return row, b""
+    row |= {
         "quad": np.asarray(face.quad).ravel().tolist(),
         "points": np.asarray(face.points).ravel().tolist(),
-        "crop": f"private/crops/{recipe[:16]}/{image_id}-0.png",
+        "crop": f"private/crops/{recipe[:16]}/{image_id}-{judged.number}.png",
         "crop_sha256": pixel_digest(face.crop),
-        "score": face.score,
     }
     return row, png_bytes(face.crop, None)

@@ -130,7 +130,8 @@ def publish() -> Recipe:
 def wanted(bundle: Bundle) -> dict[str, dict[str, Any]]:
     """Documents of all steps under a bundle, for `records.stale`.
 
-    How editors are trained and edits carried out is asked for anew each time: their config is left open.
+    How editors are trained and edits carried out or pasted is asked for anew each time: their config is left
+    open.
     """
     editors = train(bundle, {}).document
     edits = _recipe("edit", {}, **{kind: getattr(bundle, kind) for kind in _EDIT_MODELS}).document
@@ -140,6 +141,7 @@ def wanted(bundle: Bundle) -> dict[str, dict[str, Any]]:
         "label": label(bundle).document,
         "train": {**editors, "config": None},
         "edit": {**edits, "config": None},
+        "paste": {**_recipe("paste", {}).document, "config": None},
         # codes that an edit may start from beside those of `invert`
         **{f"invert {quality}": invert(bundle, quality).document for quality in ("good", "best")},
     }

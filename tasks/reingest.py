@@ -23,14 +23,14 @@ from tasks.step import StepRun, step
 
 @dataclass(frozen=True)
 class Origin:
-    """A source that is kept, and the face it shows."""
+    """A source that is kept, and a face that it shows."""
 
     uri: str
     face_id: str
 
 
 def origins(store: Store, dataset: str, recipe: str) -> list[Origin]:
-    """Sources whose latest row under a recipe is kept and whose consent holds today, by their ids."""
+    """Sources whose latest row under a recipe is kept and whose consent holds today, by ids; once a face."""
     day = today()
     kept = [source for source in kept_sources(store, dataset, recipe) if not ended(source, day)]
     return [Origin(row["uri"], row["face_id"]) for row in sorted(kept, key=lambda row: row["source_id"])]

@@ -14,10 +14,11 @@ from sdflow_core.method.request import change_of
 from sdflow_core.records.ahead import ahead
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import sha256_hex
+from sdflow_core.records.shown_faces import takes_every_face
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 from tasks import recipes
-from tasks.consented import consented_column
+from tasks.consented import consented_column, kept_table
 from tasks.runtime import load_bundle, store_at
 from tasks.step import Job, StepRun, step
 
@@ -44,7 +45,25 @@ def source_counts(store: Store, dataset: str, bundle: str) -> dict[str, Any]:
     }
     if counts["in"] != counts["kept"] + counts["dropped"] + counts["failed"]:
         raise ContractError("sources do not add up", expected="in = kept + dropped + failed", found=counts)
-    return {**counts, "reasons": dict(reasons)}
+    return {**counts, "reasons": dict(reasons), **_face_counts(store, dataset, key)}
+
+
+def _face_counts(store: Store, dataset: str, recipe: str) -> dict[str, Any]:
+    """`{"faces": {"kept", "dropped", "reasons"}}` of the kept sources, where one may show several faces."""
+    if not takes_every_face(store, recipe):
+        return {}
+    kept = kept_table(store, dataset, recipe, ["image_id"])["image_id"].to_pylist()
+    table = Table(store, dataset, "faces")
+    rows = table.read(recipe=recipe, columns=["image_id", "status", "reason"]).to_pylist()
+    shown, times = set(kept), Counter(kept)  # files with the same bytes show the same faces once each
+    mine = [row for row in rows if row["image_id"] in shown]
+    reasons = Counter[str]()
+    status = Counter[str]()
+    for row in mine:
+        status[row["status"]] += times[row["image_id"]]
+        if row["status"] == "dropped":
+            reasons[row["reason"]] += times[row["image_id"]]
+    return {"faces": {"kept": status["kept"], "dropped": status["dropped"], "reasons": dict(reasons)}}
 
 
 def counted(job: Job, table: str, plan: Any) -> dict[str, Any]:

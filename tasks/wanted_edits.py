@@ -18,6 +18,7 @@ import pyarrow as pa
 from sdflow_core.records.errors import ContractError
 from sdflow_core.records.keys import row_key
 from sdflow_core.records.row_keys import Keys, Run, encode, sorted_order
+from sdflow_core.records.shown_faces import takes_every_face
 from sdflow_core.records.store import Store
 from sdflow_core.records.tables import Table
 from tasks import recipes
@@ -32,11 +33,11 @@ _NO_LATENT = "its face has no latent: `sdflow invert` has not seen it, or could 
 
 @dataclass(frozen=True)
 class Wanted:
-    """All edits that a request asks for: one for each kept source and variant.
+    """All edits that a request asks for: one for each face of a kept source and variant.
 
     Attributes:
         keys: Sorted.
-        order: Number of the edit under each key: place of its source x count of variants + its variant.
+        order: Number of the edit under each key: place of its face x count of variants + its variant.
     """
 
     keys: Keys
@@ -73,7 +74,7 @@ class Wanted:
             points = self._points({source["face_id"] for source, _ in part})
             for source, variant in part:
                 request = texts[id(variant)]
-                inputs = [source["code"], source["source_id"], source["consent"], request]
+                inputs = [source["made_of"], source["source_id"], source["consent"], request]
                 yield {
                     "row_key": row_key(self._recipe, inputs),
                     "inputs": inputs,
@@ -124,7 +125,9 @@ def wanted_edits(
     day: date,
     quality: str = "fast",
 ) -> Wanted:
-    """Every kept source crossed with every variant; `day` counts for consents, codes are of one quality.
+    """Every face of every kept source crossed with every variant.
+
+    `day` counts for consents, codes are of one quality.
 
     Raises:
         ContractError: There are no latents of the bundle's encoder, or none of this quality.
@@ -132,11 +135,12 @@ def wanted_edits(
     of_ingest = recipes.ingest(bundle).key
     latents = _latents(store, dataset, bundle, quality)
     sources = _with_codes(latents, kept_table(store, dataset, of_ingest, _COLUMNS))
+    sources = sources.append_column("made_of", _made_of(sources, takes_every_face(store, of_ingest)))
     requests = [variant.text() for variant in variants]
     parts: list[Keys] = []
     for start in range(0, sources.num_rows, 4096):
-        some = sources.select(["code", "source_id", "consent"]).slice(start, 4096).to_pydict()
-        rows = zip(some["code"], some["source_id"], some["consent"], strict=True)
+        some = sources.select(["made_of", "source_id", "consent"]).slice(start, 4096).to_pydict()
+        rows = zip(some["made_of"], some["source_id"], some["consent"], strict=True)
         texts = [row_key(recipe, [*row, request]) for row in rows for request in requests]
         parts.append(encode(texts)[0])
     keys = Keys(
@@ -159,6 +163,17 @@ def _with_codes(latents: pa.Table, sources: pa.Table) -> pa.Table:
     place = compute.index_in(sources.column("face_id"), value_set=value_set)
     codes = compute.fill_null(known.column("row_key").take(place), "")
     return sources.append_column("code", codes).combine_chunks()
+
+
+def _made_of(sources: pa.Table, several: bool) -> Any:
+    """First input of each edit: its code. Faces of one source that have none are told apart by their ids."""
+    import pyarrow.compute
+
+    codes = sources.column("code")
+    if not several:
+        return codes
+    compute = cast(Any, pyarrow.compute)
+    return compute.if_else(compute.equal(codes, ""), sources.column("face_id"), codes)
 
 
 def _latents(store: Store, dataset: str, bundle: Any, quality: str) -> pa.Table:

@@ -61,13 +61,39 @@ class Aligned:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """One face of a picture.
+
+    Attributes:
+        number: By size: 0 is the largest that was found.
+        reason: Why it cannot be used; empty where it can.
+        score: Of the detector.
+        aligned: The face, where it can be used.
+    """
+
+    number: int
+    reason: str
+    score: float
+    aligned: Aligned | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """Outcome for one source: `status` kept, dropped (for good) or failed (tried again next time)."""
+    """Outcome for one source: `status` kept, dropped (for good) or failed (tried again next time).
+
+    `faces` are those of a kept source that the policy looks at, largest first: one, or with `all` every face
+    that was found, those that do not fit with their reasons.
+    """
 
     status: str
     reason: str
     image_id: str = ""
-    face: Aligned | None = None
+    faces: tuple[Judged, ...] = ()
+
+    @property
+    def face(self) -> Aligned | None:
+        """The largest face that fits; None where nothing is kept."""
+        return next((face.aligned for face in self.faces if face.aligned is not None), None)
 
 
 def align_bytes(data: bytes, find: Callable[[Pixels], list[Face]], config: IngestConfig) -> Aligned:
@@ -79,7 +105,7 @@ def align_bytes(data: bytes, find: Callable[[Pixels], list[Face]], config: Inges
     """
     if config.faces == "all":
         raise ContractError(
-            "a source has one row", expected="faces: reject or largest", found="all", where="IngestConfig"
+            "one face is asked for", expected="faces: reject or largest", found="all", where="IngestConfig"
         )
     return align_faces(decode(data, max_pixels=config.max_pixels), find, config)[0]
 
@@ -100,6 +126,26 @@ def align_faces(
     Raises:
         Rejected: No face fits; says why (of several, why the largest does not).
     """
+    judged = judge_faces(picture, find, config)
+    return tuple(face.aligned for face in judged if face.aligned is not None)
+
+
+def judge_faces(
+    picture: Pixels, find: Callable[[Pixels], list[Face]], config: IngestConfig
+) -> tuple[Judged, ...]:
+    """`align_faces`, and with `all` also what was left out and why.
+
+    Args:
+        picture: [H, W, 3] uint8 RGB, upright.
+        find: The detector; largest face first.
+        config: See `IngestConfig`.
+
+    Returns:
+        One face, or with `all` every face that was found, largest first; at least one of them fits.
+
+    Raises:
+        Rejected: As `align_faces`.
+    """
     faces = find(picture)
     if not faces:
         raise Rejected("no face found")
@@ -108,10 +154,12 @@ def align_faces(
     if config.faces != "all":
         faces = faces[:1]
     reasons = [_why_unfit(face, picture, config) for face in faces]
-    fit = [face for face, reason in zip(faces, reasons, strict=True) if not reason]
-    if not fit:
+    if all(reasons):
         raise Rejected(reasons[0])
-    return tuple(_aligned(picture, face, config) for face in fit)
+    return tuple(
+        Judged(number, reason, face.score, None if reason else _aligned(picture, face, config))
+        for number, (face, reason) in enumerate(zip(faces, reasons, strict=True))
+    )
 
 
 def _why_unfit(face: Face, picture: Pixels, config: IngestConfig) -> str:
@@ -163,6 +211,7 @@ def judge_source(
     if refused:
         return Verdict("dropped", refused, image_id)
     try:
-        return Verdict("kept", "", image_id, align_bytes(data, find, config))
+        picture = decode(data, max_pixels=config.max_pixels)
+        return Verdict("kept", "", image_id, judge_faces(picture, find, config))
     except Rejected as reason:
         return Verdict("dropped", str(reason), image_id)

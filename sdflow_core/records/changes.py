@@ -29,6 +29,7 @@ STEP_OF = {
     "labels": "label",
     "editors": "train",
     "edits": "edit",
+    "pasted": "paste",
 }
 _SHOWN = 12
 
@@ -124,14 +125,15 @@ def row_words(
     found = changes(made, wanted[step])
     place = "It is"
     if not found:
-        # itself as wanted; but the row it was computed from may not be
-        for name in ("latents", "faces"):
+        # itself as wanted; but a row it was computed from may not be
+        for name in ("edits", "latents", "faces"):
             above = Table(store, dataset, name)
             for key in cast("list[str]", row["inputs"] or []):
                 origin = above.find(key) if name != table and above.recipes() else None
                 if origin is not None:
                     said = row_words(store, dataset, name, origin, wanted, bundle)
-                    return said.replace("It is", f"The row of {name} that it was made from is", 1)
+                    if said:
+                        return said.replace("It is", f"The row of {name} that it was made from is", 1)
         return ""
     brought = since(store, wanted[step], made) or (bundle.digest if bundle else "")
     text = f"{place} stale" + (f" since bundle {brought[:_SHOWN]}" if brought else "")

@@ -10,7 +10,7 @@ from .verification import journal_roots
 
 __all__ = ["TABLES", "canonical_digests"]
 
-TABLES = ("sources", "faces", "latents", "labels", "editors", "edits")
+TABLES = ("sources", "faces", "latents", "labels", "editors", "edits", "pasted")
 
 
 def canonical_digests(store: Store, dataset: str) -> dict[str, str]:

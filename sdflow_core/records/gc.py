@@ -35,7 +35,7 @@ from .verification import witnessed_roots
 __all__ = ["AGE_HOURS", "Collected", "Leftover", "collect"]
 
 AGE_HOURS = 24.0
-_PICTURES = {"private/crops/": "crops", "private/edits/": "edits"}
+_PICTURES = {"private/crops/": "crops", "private/edits/": "edits", "private/pasted/": "pasted"}
 _PLANS = "private/plans/"
 _TRAINING = "private/training/"
 _BATCH = (
@@ -49,7 +49,8 @@ class Leftover:
     """One object that nobody will ask for again.
 
     Attributes:
-        kind: `shards`, `replaced shards`, `plans`, `crops`, `edits`, `checkpoints`, `temporary` or `leases`.
+        kind: `shards`, `replaced shards`, `plans`, `crops`, `edits`, `pasted`, `checkpoints`, `temporary` or
+            `leases`.
         key: Where it lies, relative to the store.
         size_bytes: Of the object.
     """

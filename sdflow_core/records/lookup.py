@@ -22,7 +22,7 @@ from .releases import EDIT_ID_KEYWORD, releases
 from .store import Store, open_store
 from .tables import Table
 
-__all__ = ["Found", "Picture", "datasets", "find_edit", "lineage_facts"]
+__all__ = ["Found", "Picture", "datasets", "edits_named", "find_edit", "lineage_facts"]
 
 MIN_PREFIX = 8
 _HEX = re.compile(r"[0-9a-f]+")
@@ -79,6 +79,63 @@ def find_edit(store: Store, query: str | bytes) -> tuple[Found, Picture | None]:
     else:
         return _by_name(store, query), None
     return _by_picture(store, picture), picture
+
+
+def edits_named(store: Store, names: Sequence[str], dataset: str = "") -> tuple[str, list[str]]:
+    """Edits by their ids, or by unique beginnings of at least 8 digits; all of one dataset.
+
+    Args:
+        store: The store.
+        names: At least one; each edit once.
+        dataset: Look in this dataset only; empty: in all.
+
+    Returns:
+        The dataset, and the ids in the order of their names.
+
+    Raises:
+        NotFoundError: There is no such edit.
+        ContractError: No name, too few digits, several edits or datasets that fit, or one edit named twice.
+    """
+    wanted = [name.strip().lower() for name in names]
+    short = [name for name in wanted if not _HEX.fullmatch(name) or not MIN_PREFIX <= len(name) <= 64]
+    if short or not wanted:
+        raise ContractError(
+            "no id of an edit",
+            expected=f"{MIN_PREFIX} to 64 hexadecimal digits",
+            found=short[0] if short else "nothing",
+            todo="the contact sheet and `sdflow decide` name edits by their ids",
+        )
+    fits: dict[str, list[list[str]]] = {}
+    for name in [dataset] if dataset else datasets(store):
+        table = Table(store, name, "edits")
+        if not table.recipes():
+            continue
+        if all(len(one) == 64 for one in wanted):
+            keys = table.read(columns=["row_key"], row_keys=wanted).column("row_key").to_pylist()
+        else:
+            keys = table.read(columns=["row_key"]).column("row_key").to_pylist()
+        fits[name] = [[str(key) for key in keys if str(key).startswith(one)] for one in wanted]
+    for number, name in enumerate(wanted):
+        here = {key for found in fits.values() for key in found[number]}
+        if not here:
+            where = f"dataset {dataset}" if dataset else store.uri
+            raise NotFoundError("there is no such edit", found=name, where=where, todo=_TODO_UNKNOWN)
+        if len(here) > 1:
+            raise ContractError(
+                "several edits begin like this", found=", ".join(sorted(here)[:5]), todo="give more digits"
+            )
+    whole = [of for of, found in fits.items() if all(found)]
+    if len(whole) != 1:
+        raise ContractError(
+            "these edits are in no one dataset" if not whole else "several datasets hold these edits",
+            found=", ".join(whole or fits),
+            todo="name edits of one dataset" if not whole else "pass --dataset",
+        )
+    ids = [found[0] for found in fits[whole[0]]]
+    if len(set(ids)) < len(ids):
+        twice = next(key for key in ids if ids.count(key) > 1)
+        raise ContractError("an edit is named twice", found=twice, todo="name each edit once")
+    return whole[0], ids
 
 
 def _is_file(query: str) -> bool:
@@ -183,6 +240,7 @@ def _by_picture(store: Store, picture: Picture) -> Found:
         original = _original(store, picture.file_sha256)
         if original:
             raise NotFoundError(original, where=picture.where, todo=_TODO_ORIGINAL)
+        _refuse_photograph(store, "pixel_sha256", picture.pixel_sha256, picture.where)
         raise NotFoundError(
             "this picture is not known here",
             found=f"file sha256 {picture.file_sha256}",
@@ -220,6 +278,8 @@ def _by_name(store: Store, name: str) -> Found:
     original = _original(store, given)
     if original:
         raise NotFoundError(original, found=name, todo=_TODO_ORIGINAL)
+    for column in ("row_key", "pixel_sha256", "file_sha256"):
+        _refuse_photograph(store, column, given, name)
     raise NotFoundError(
         "no picture with this sha256 or edit id is known here", found=name, todo=_TODO_UNKNOWN
     )
@@ -231,6 +291,21 @@ def _only(hits: Sequence[tuple[str, str]], what: str) -> tuple[str, str]:
         ids = [edit_id for _, edit_id in unique]
         raise ContractError(what, found=", ".join(ids[:5]), todo="ask for one of them by its edit id")
     return unique[0]
+
+
+def _refuse_photograph(store: Store, column: str, begins: str, where: str) -> None:
+    """Helps who asks about a photograph that edits were pasted into: the trail is that of each edit."""
+    for dataset in datasets(store):
+        table = Table(store, dataset, "pasted")
+        rows = table.read(columns=[column, "inputs"]).to_pylist() if table.recipes() and begins else []
+        for row in cast("list[dict[str, Any]]", rows):
+            if str(row[column]).startswith(begins):
+                raise NotFoundError(
+                    f"this is a photograph of dataset {dataset} that edits were pasted into",
+                    found=", ".join(row["inputs"]),
+                    where=where,
+                    todo=f"`sdflow audit {row['inputs'][0][:12]}` walks back from an edit; so for each",
+                )
 
 
 def _original(store: Store, sha256: str) -> str:

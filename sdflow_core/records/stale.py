@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .changes import RecipeDocument, changes, digest_of, document_of, since
 from .costs import TABLE_OF, seconds_a_row
 from .releases import releases
+from .shown_faces import faces_of_images
 from .store import Store
 from .tables import Table
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Reason", "StaleStep", "Staleness", "stale"]
 
 _SHOWN = 12
+_Source = tuple[str, list[str], str, str]  # address, faces that it shows, status, end of the consent
 
 
 @dataclass(frozen=True)
@@ -182,31 +184,34 @@ def _ingest(
     document = wanted["ingest"]
     recipe = digest_of(document)
     table = Table(store, dataset, "sources")
-    columns = ["source_id", "uri", "face_id", "status", "consent_expires"]
+    columns = ["source_id", "uri", "image_id", "face_id", "status", "consent_expires"]
 
-    def told(name: str) -> Iterable[tuple[str, str, str, str, str]]:
-        rows = table.read(recipe=name, columns=columns)
-        return zip(*(_column(rows, column) for column in columns), strict=True)
+    def told(name: str) -> Iterable[tuple[str, _Source]]:
+        rows, shown = table.read(recipe=name, columns=columns), faces_of_images(store, dataset, name)
+        for source, uri, image, face, status, expires in zip(
+            *(_column(rows, column) for column in columns), strict=True
+        ):
+            yield source, (uri, shown.get(image, [face]), status, expires)
 
     recipes = table.recipes()
-    there = {source: rest for source, *rest in told(recipe)} if recipe in recipes else {}
+    there = dict(told(recipe)) if recipe in recipes else {}
     seen = {uri for uri, *_ in there.values()}
     # a file that was looked at as wanted is not stale, whatever was there before
-    older: dict[str, tuple[str, str, list[str]]] = {}
+    older: dict[str, tuple[str, str, _Source]] = {}
     for name in recipes:
         if name != recipe:
-            older.update((uri, (name, source, [uri, *rest])) for source, uri, *rest in told(name))
+            older.update((found[0], (name, source, found)) for source, found in told(name))
     older = {uri: value for uri, value in older.items() if uri not in seen}
     by_recipe = Counter(name for name, _, _ in older.values())
     failed = sum(status == "failed" for _, _, status, _ in there.values())
-    latest = {**there, **{source: rest for _, source, rest in older.values()}}
+    latest = {**there, **{source: found for _, source, found in older.values()}}
     day = today.isoformat()
     kept = {
-        source: face
-        for source, (_, face, status, expires) in latest.items()
+        source: shown
+        for source, (_, shown, status, expires) in latest.items()
         if status == "kept" and (not expires or day <= expires)
     }
-    faces = dict.fromkeys(kept.values(), "")
+    faces = dict.fromkeys((face for shown in kept.values() for face in shown), "")
     if recipe in Table(store, dataset, "faces").recipes():
         rows = Table(store, dataset, "faces").read(
             recipe=recipe, columns=["face_id", "row_key", "status"], statuses=["kept"]
@@ -290,24 +295,24 @@ def _edit(
     sources: set[str],
     invert: StaleStep,
 ) -> tuple[StaleStep, set[str], dict[str, int]]:
-    """The step over (source, request) pairs; ids of edits of older models; edit run -> how many of them."""
+    """The step over (source, face, request); ids of edits of older models; edit run -> how many of them."""
     table = Table(store, dataset, "edits")
-    pairs: dict[tuple[str, str], str] = {}  # (source, request) -> recipe of the last edit; "" when current
+    pairs: dict[tuple[str, str, str], str] = {}  # recipe of the last edit; "" when current
     older: set[str] = set()
     runs: Counter[str] = Counter()
+    names = ("row_key", "source_id", "face_id", "request", "edit_run")
     for recipe in table.recipes():
         same = not changes(document_of(store, recipe), document)
-        rows = table.read(recipe=recipe, columns=["row_key", "inputs", "source_id", "request", "edit_run"])
-        names = ("row_key", "source_id", "request", "edit_run")
+        rows = table.read(recipe=recipe, columns=["inputs", *names])
         values = zip(_first_inputs(rows), *(_column(rows, name) for name in names), strict=True)
-        for code, key, source, request, run in values:
+        for code, key, source, face, request, run in values:
             current = same and code in codes
             # a current model's edit of a face that has dropped out is not the work of older models
             if not current and (not same or source in sources):
                 older.add(key)
                 runs[run] += 1
-            if source in sources and pairs.get((source, request)) != "":
-                pairs[source, request] = "" if current else recipe
+            if source in sources and pairs.get((source, face, request)) != "":
+                pairs[source, face, request] = "" if current else recipe
     by_recipe = Counter(recipe for recipe in pairs.values() if recipe)
     count = sum(by_recipe.values())
     step = StaleStep("edit", "edits", len(pairs), len(pairs) - count, count, 0)

@@ -15,6 +15,7 @@ from .journal import Journal
 from .lineage import Lineage, load_recipe
 from .lookup import datasets, lineage_facts
 from .releases import releases
+from .shown_faces import takes_every_face
 from .store import Store
 from .tables import Table
 
@@ -181,6 +182,7 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
         "Inputs: " + ("; ".join(f"{item['key'][:40]} ({item['is']})" for item in inputs) or "none") + ".",
     ]
     if table == "sources":
+        lines += _faces_of(store, dataset, row)
         lines += _edits_of(store, dataset, str(row["source_id"]))
     if reused:
         lines += [f"Run {item.run} ({item.job}, {item.time}) {item.how}." for item in reused]
@@ -205,6 +207,20 @@ def _explain(store: Store, dataset: str, table: str, key: str) -> Explanation:
     )
 
 
+def _faces_of(store: Store, dataset: str, source: dict[str, Any]) -> list[str]:
+    """What was found in a picture of which every face is taken."""
+    if source["status"] != "kept" or not takes_every_face(store, str(source["recipe"])):
+        return []
+    columns = ["row_key", "image_id", "face_id", "status", "reason"]
+    rows = Table(store, dataset, "faces").read(recipe=str(source["recipe"]), columns=columns).to_pylist()
+    return [
+        f"Face {row['face_id'].rpartition('#')[2]} is row {row['row_key'][:_SHOWN]}, {row['status']}"
+        + (f": {row['reason']}." if row["reason"] else ".")
+        for row in cast("list[dict[str, Any]]", rows)
+        if row["image_id"] == source["image_id"]
+    ]
+
+
 def _edits_of(store: Store, dataset: str, source_id: str) -> list[str]:
     """What was made of a source, and where it went: whom to call back when a consent is withdrawn."""
     edits = Table(store, dataset, "edits")
@@ -215,10 +231,17 @@ def _edits_of(store: Store, dataset: str, source_id: str) -> list[str]:
     for item in releases(store):
         for out in item.outputs:
             left.setdefault(out.edit_id, []).append(out.uri)
-    return [
+    told = [
         f"Edit {row['row_key']} was made of it ({row['status']})"
         + (f" and released to {', '.join(left[row['row_key']])}." if row["row_key"] in left else ".")
         for row in cast("list[dict[str, Any]]", rows)
+        if row["source_id"] == source_id
+    ]
+    table = Table(store, dataset, "pasted")
+    pasted = table.read(columns=["row_key", "source_id", "inputs", "output"]) if table.recipes() else None
+    return told + [
+        f"Photograph {row['row_key']} has {len(row['inputs'])} of these edits pasted in: {row['output']}."
+        for row in cast("list[dict[str, Any]]", pasted.to_pylist() if pasted is not None else [])
         if row["source_id"] == source_id
     ]
 

@@ -24,7 +24,7 @@ def assembled(
     chosen: Mapping[str, str],
     *,
     template_scale: float | None = None,
-    faces: Literal["reject", "largest"] = "reject",
+    faces: Literal["reject", "largest", "all"] = "reject",
 ) -> Bundle:
     """A bundle of these models, and of the embedded ones where none is given.
 

@@ -112,7 +112,8 @@ class Bundle(Growing, Config):
         attributes: Names, in the order of the labeller's outputs.
         framing: How faces are cut: `five_points` as the compact models learned it, `ffhq` for encoders that
             were trained on FFHQ.
-        faces: What becomes of a picture with several faces: `reject` drops it, `largest` takes one.
+        faces: What becomes of a picture with several faces: `reject` drops it, `largest` takes one,
+            `all` every face that fits.
     """
 
     later = ("framing", "faces")
@@ -129,7 +130,7 @@ class Bundle(Growing, Config):
     resolution: int
     attributes: tuple[str, ...]
     framing: Literal["five_points", "ffhq"] = "five_points"
-    faces: Literal["reject", "largest"] = "reject"
+    faces: Literal["reject", "largest", "all"] = "reject"
 
     @property
     def digest(self) -> str:

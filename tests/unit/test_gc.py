@@ -28,12 +28,14 @@ from sdflow_core.records.verification import verify_store
 from tests.edited import Edited, make_edits
 
 OLD = timedelta(hours=25)
+PICTURES = ("crops", "edits", "pasted")
 LEFT = {
     "private/datasets/people/faces/shards/0-orphan.parquet": "shards",
     "private/plans/deadrun/plan-invert-00000.json": "plans",
     "private/crops/0123/orphan-0.png": "crops",
     "private/edits/ab/orphan.png": "edits",
     "private/edits/ab/orphan-before.png": "edits",
+    "private/pasted/ab/orphan.png": "pasted",
     "tmp/probe-1": "temporary",
     f"private/edits/ab/{TEMPORARY}1": "temporary",
     f"{TEMPORARY}2": "temporary",
@@ -160,8 +162,8 @@ def test_a_living_run_keeps_pictures_its_plans_and_whatever_is_younger(made: Edi
         store.create(young, b"[]")
         time.sleep(0.01)
         result = collect(store, delete=True, older_than_hours=0)
-        assert found(result) == {key: kind for key, kind in LEFT.items() if kind not in ("crops", "edits")}
-        assert (result.alive, result.held_back) == (["nightly"], ["crops", "edits"])
+        assert found(result) == {key: kind for key, kind in LEFT.items() if kind not in PICTURES}
+        assert (result.alive, result.held_back) == (["nightly"], [*PICTURES])
         assert young in there(store)
         assert "private/plans/planner/plan-edit-00000.json" in there(store)
         assert "private/edits/ab/orphan.png" in there(store)
@@ -169,7 +171,7 @@ def test_a_living_run_keeps_pictures_its_plans_and_whatever_is_younger(made: Edi
     assert left == {
         "private/plans/planner/plan-edit-00000.json": "plans",
         young: "plans",
-        **{key: kind for key, kind in LEFT.items() if kind in ("crops", "edits")},
+        **{key: kind for key, kind in LEFT.items() if kind in PICTURES},
     }
 
 
@@ -189,8 +191,8 @@ def test_a_run_that_begins_while_gc_works_keeps_its_pictures(
 
         patch.setattr(module, "_remove", late)
         result = collect(store, delete=True)
-    assert (result.alive, result.held_back) == (["late"], ["crops", "edits"])
-    assert {key for key, kind in LEFT.items() if kind in ("crops", "edits")} <= there(store)
+    assert (result.alive, result.held_back) == (["late"], [*PICTURES])
+    assert {key for key, kind in LEFT.items() if kind in PICTURES} <= there(store)
 
 
 def test_a_compaction_under_way_keeps_what_it_has_written(

@@ -271,7 +271,8 @@ def test_faces_and_framing_travel_with_the_bundle(folder: Path, capsys: pytest.C
     bundle = find_sets(LocalStore(str(store)), fits["bundle"])[0]
     config = recipes.ingest_config(bundle)
     assert (code, config.framing, config.faces, config.template_scale) == (0, "ffhq", "largest", 1.0)
-    assert run(capsys, store, "assemble", *words, "--faces", "all")[0] != 0
+    assert run(capsys, store, "assemble", *words, "--faces", "all")[1]["bundle"] != fits["bundle"]
+    assert run(capsys, store, "assemble", *words, "--faces", "both")[0] == 2
     embedded = install_embedded(LocalStore(str(store)))
     assert "framing" not in embedded.model_dump() and "faces" not in embedded.model_dump()
     assert "framing" not in recipes.ingest(embedded).document["config"]  # recipes from before stay

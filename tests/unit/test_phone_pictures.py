@@ -13,7 +13,7 @@ from sdflow_core.faces import ffhq
 from sdflow_core.faces.align import GRID_OFFSET, crop, points_in_crop, quad_from_points
 from sdflow_core.faces.decode import Rejected
 from sdflow_core.faces.detect import Face
-from sdflow_core.faces.ingestion import IngestConfig, align_bytes, align_faces, judge_source
+from sdflow_core.faces.ingestion import IngestConfig, align_bytes, align_faces, judge_faces, judge_source
 from sdflow_core.records.config import as_recipe
 from sdflow_core.records.errors import ContractError
 from tests.photographs import background
@@ -66,13 +66,19 @@ def test_the_largest_is_not_replaced_by_one_that_fits_better() -> None:
         align_faces(PICTURE, lambda _: [OVER, MIDDLE], IngestConfig(faces="largest"))
 
 
-def test_a_source_has_one_row_so_all_is_no_policy_for_one() -> None:
+def test_a_verdict_names_every_face_and_why_some_are_left_out() -> None:
     out = io.BytesIO()
     Image.fromarray(PICTURE).save(out, "PNG")
-    with pytest.raises(ContractError, match="one row"):
+    with pytest.raises(ContractError, match="one face"):
         align_bytes(out.getvalue(), lambda _: [LARGE], IngestConfig(faces="all"))
     verdict = judge_source(out.getvalue, lambda _: [LARGE, MIDDLE], IngestConfig(faces="largest"))
-    assert verdict.status == "kept"
+    assert verdict.status == "kept" and [face.number for face in verdict.faces] == [0]
+    found = [OVER, LARGE, SMALL, MIDDLE]
+    verdict = judge_source(out.getvalue, lambda _: found, IngestConfig(resolution=32, faces="all"))
+    assert [face.number for face in verdict.faces] == [0, 1, 2, 3]
+    assert [bool(face.aligned) for face in verdict.faces] == [False, True, False, True]
+    assert "cut off" in verdict.faces[0].reason and "too small" in verdict.faces[2].reason
+    assert verdict.face is verdict.faces[1].aligned
 
 
 def test_options_that_came_later_leave_old_recipes_alone() -> None:
@@ -149,3 +155,15 @@ def test_an_ffhq_crop_has_no_offset_and_a_compact_one_has() -> None:
     # without an offset, a point at a corner of the quad is at the corner of the crop
     corner = points_in_crop(np.vstack([quad, quad[:1]]), quad, 64, 0.0)
     assert np.allclose(corner[:4], [[-0.5, -0.5], [-0.5, 63.5], [63.5, 63.5], [63.5, -0.5]], atol=1e-3)
+
+
+def test_a_face_is_compared_with_the_one_at_its_place() -> None:
+    """A refresh compares people: the largest face of the picture need not be the one that was sampled."""
+    from tasks.canary import _at_the_place
+
+    config = IngestConfig(resolution=32, faces="all")
+    judged = judge_faces(PICTURE, lambda _: [OVER, LARGE, MIDDLE], config)
+    large, middle = (face.aligned for face in judged[1:])
+    assert large is not None and middle is not None
+    assert _at_the_place(judged, middle.quad + 5) is middle and _at_the_place(judged, large.quad) is large
+    assert _at_the_place(judged, np.add(quad_from_points(SMALL.points), (90, 0))) is None
