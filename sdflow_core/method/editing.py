@@ -192,7 +192,7 @@ def _map_config(values: dict[str, Any]) -> EditMapConfig:
     """Of a file that may be older: what its readers were told that is no option any more is left out. It said
     how the map was taught, not how it edits, so the file stays as good as it was."""
     readers = {name: value for name, value in values["readers"].items() if name not in _RETIRED}
-    return EditMapConfig(**{**values, "readers": readers})
+    return EditMapConfig.model_validate(values | {"readers": readers})
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
