@@ -129,7 +129,7 @@ def promote(
     by: _By = "",
     note: _Note = "",
     faces: Annotated[
-        str, typer.Option("--faces", metavar="reject|largest", help="Of a picture with several faces.")
+        str, typer.Option("--faces", metavar="reject|largest|all", help="Of a picture with several faces.")
     ] = "",
 ) -> None:
     """Put models in force. A single model takes the place of its kind in the current bundle."""
@@ -161,8 +161,8 @@ def promote(
             if found["kind"] != "editor":  # what an editor fits is its card's encoder: `joined` has looked
                 check_bundle(ModelStore(store), bundle)
     if faces:
-        if faces not in ("reject", "largest"):
-            raise ContractError("faces of a picture", expected="reject or largest", found=faces)
+        if faces not in ("reject", "largest", "all"):
+            raise ContractError("faces of a picture", expected="reject, largest or all", found=faces)
         bundle = bundle.model_copy(update={"faces": faces})
     entry = bundles.promote(bundle, by, note)
     _announce(now, entry)

@@ -337,7 +337,10 @@ def _show_edit(dataset: str, facts: dict[str, Any]) -> None:
             f"sdflow decide {facts['edit_run']} --approve all|ID --reject ID --by NAME"
         )
     else:
-        print("Nothing waits for a decision: `sdflow why EDIT_ID` tells why an edit was held or dropped.")
+        print(
+            "Nothing waits for a decision: `sdflow why FILE` names the edits that were made of a picture, "
+            "`sdflow why EDIT_ID` tells why one was held or dropped."
+        )
 
 
 def _say_how_to_look(facts: dict[str, Any]) -> None:
