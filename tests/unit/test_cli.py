@@ -234,3 +234,11 @@ def test_progress_is_silent_outside_a_terminal(capsys: pytest.CaptureFixture[str
         bar.advance()
     assert bar.done == 3
     assert capsys.readouterr() == ("", "")
+
+
+def test_cells_of_tables_are_words() -> None:
+    from cli.output import in_words
+
+    found = in_words({"smiling": {"n": 6, "tries": None}, "young": {"n": 1}})
+    assert found == "smiling (n: 6, tries: -), young (n: 1)"
+    assert in_words(["a.png", "b.png"]) == "a.png\nb.png" and in_words({"gated": 6}) == "gated: 6"

@@ -150,6 +150,15 @@ def test_every_policy_of_faces_can_be_promoted(desk: Desk) -> None:
         assert desk.said("show", bundle)["faces"] == faces
 
 
+def test_bundles_that_were_put_together_are_listed(desk: Desk) -> None:
+    assert "models assemble" in desk.refused("promote", desk.generator, "--by", "ann")
+    both = ["--generator", desk.generator, "--encoder", desk.encoder, "--faces", "all"]
+    made = desk.said("assemble", *both)["bundle"]
+    (told,) = desk.said("list")["sets"]
+    assert (told["digest"], told["encoder"], told["faces"]) == (made, desk.encoder, "all")
+    assert made[:12] in desk.run("list")[1]
+
+
 def test_doctor_finds_every_model_of_such_a_bundle(desk: Desk) -> None:
     both = ["--generator", desk.generator, "--encoder", desk.encoder, "--faces", "all"]
     desk.said("promote", desk.said("assemble", *both)["bundle"], "--by", "ann")
