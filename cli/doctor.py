@@ -157,7 +157,7 @@ def _strangers(store: Store, key: str) -> Iterator[Check]:
 
 
 def _models(store: Store) -> Iterator[Check]:
-    from sdflow_core.weights.model_store import Bundles, ModelStore
+    from sdflow_core.weights.model_store import NO_MODELS, Bundles, ModelStore
 
     models = ModelStore(store)
     cards = models.list()
@@ -170,7 +170,7 @@ def _models(store: Store) -> Iterator[Check]:
         return
     digests = {card["digest"] for card in cards}
     fields = current.model_dump(mode="json")
-    named = {k: v for k, v in fields.items() if isinstance(v, str)}
+    named = {k: v for k, v in fields.items() if k not in NO_MODELS and v is not None}
     missing = [kind for kind, digest in named.items() if digest not in digests]
     todo = "add these models again, or `sdflow models rollback`" if missing else ""
     found = f"{current.digest[:12]}, missing: {', '.join(missing) or 'nothing'}"

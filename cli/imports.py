@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,7 +43,7 @@ def inspect(context: typer.Context, uri: _Uri, sha256: _Sha = "") -> None:
     }
 
     def text() -> None:
-        rows = [(name, _said(value)) for name, value in document.items() if value not in (None, [], ())]
+        rows = [(name, _said(name, value)) for name, value in document.items() if value not in (None, [], ())]
         table("Weight file", ("what", "is"), rows)
 
     result(now, document, text)
@@ -58,6 +59,9 @@ def import_weights(
     encoder: Annotated[str, typer.Option("--encoder", help=_HELP.format("encoder of an editor"))] = "",
     labeller: Annotated[str, typer.Option("--labeller", help=_HELP.format("labeller of an editor"))] = "",
     iterations: Annotated[int, typer.Option("--iterations", min=1, help="Passes of a ReStyle encoder.")] = 5,
+    components: Annotated[
+        str, typer.Option("--components", metavar="3,7", help="Of a GANSpace file, one for each attribute.")
+    ] = "",
     sha256: _Sha = "",
     note: Annotated[str, typer.Option("--note", metavar="TEXT", help="Kept in the card.")] = "",
 ) -> None:
@@ -79,6 +83,7 @@ def import_weights(
         encoder=_digest(store, encoder),
         labeller=_digest(store, labeller),
         iterations=iterations,
+        components=_numbers(components),
     )
     with weight_file(uri, sha256 or None) as path:
         opened = open_weights(path)
@@ -93,7 +98,7 @@ def import_weights(
     def text() -> None:
         rows = [(kind, digest[:12], card["title"], card["licence"]) for kind, digest, card in added]
         table("Imported", ("kind", "digest", "what", "licence"), rows)
-        print("Next: sdflow models assemble --generator DIGEST --encoder DIGEST, or promote one of them.")
+        print(f"Next: {_next({kind: digest[:12] for kind, digest, _ in added})}")
 
     result(now, document, text)
 
@@ -143,6 +148,24 @@ def assemble(
     result(now, document, words)
 
 
+def _next(made: Mapping[str, str]) -> str:
+    """What is done with models of these kinds, kind -> digest."""
+    others = {kind: digest for kind, digest in made.items() if kind not in ("generator", "encoder")}
+    chosen = {"generator": "DIGEST", "encoder": "DIGEST", **made}
+    if "labeller" in others:
+        chosen["judge"] = "DIGEST"  # of the same attributes; the embedded one has its own
+    return "sdflow models assemble " + " ".join(f"--{kind} {digest}" for kind, digest in chosen.items())
+
+
+def _numbers(words: str) -> tuple[int, ...]:
+    from sdflow_core.records.errors import ContractError
+
+    try:
+        return tuple(int(word) for word in words.split(",") if word.strip())
+    except ValueError:
+        raise ContractError("components", expected="numbers such as 3,7", found=words) from None
+
+
 def _digest(store: Store, beginning: str) -> str | None:
     """Full digest of a model by its beginning; None for nothing."""
     from cli.models import find
@@ -159,7 +182,9 @@ def _digest(store: Store, beginning: str) -> str | None:
     return str(found["digest"])
 
 
-def _said(value: Any) -> str:
+def _said(name: str, value: Any) -> str:
+    if name == "notes":
+        return "; ".join(value)
     if isinstance(value, dict):
         return ", ".join(f"{key}: {item}" for key, item in value.items())
     if isinstance(value, list | tuple):

@@ -152,7 +152,13 @@ def _explain(error: Exception, words: Sequence[str], as_json: bool) -> int:
             return 0
         context = getattr(usage, "ctx", None)
         hint = f" See `{context.command_path} --help`." if context is not None else ""
-        _fail(as_json, usage.format_message() + hint, kind="UsageError", code=2)
+        said = usage.format_message()
+        _fail(
+            as_json,
+            (said if said.endswith((".", "!", "?")) else said + ".") + hint,
+            kind="UsageError",
+            code=2,
+        )
         return 2
     where = _log(error, words)
     what = f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
 def list_models(context: typer.Context) -> None:
     """List the models of the store and the promotions so far."""
     from sdflow_core.weights.model_store import Bundles, Licences, ModelStore
+    from sdflow_core.weights.sets import find_sets
 
     now = state(context)
     store = now.store()
@@ -60,10 +61,12 @@ def list_models(context: typer.Context) -> None:
         {"number": entry.number, "what": entry.kind, "time": entry.time, **_who(entry.payload)}
         for entry in history
     ]
+    sets = [{"digest": one.digest, **_digests(one), "faces": one.faces} for one in find_sets(store, "")]
     document = {
         "bundle": current.digest if current else None,
         "models": models,
         "promotions": promotions,
+        "sets": sets,
     }
 
     def text() -> None:
@@ -84,6 +87,10 @@ def list_models(context: typer.Context) -> None:
             ("no", "what", "bundle", "by", "note", "time"),
             [(p["number"], p["what"], p["digest"][:12], p["by"], p["note"], p["time"]) for p in promotions],
         )
+        if sets:
+            shown = ("digest", "generator", "encoder", "labeller", "judge", "editor", "faces")
+            rows = [tuple(one.get(name, "")[:12] for name in shown) for one in sets]
+            table("Put together, to be promoted", ("bundle", *shown[1:]), rows)
         if not models:
             print("No models yet: `sdflow models promote embedded --by NAME`, or `sdflow demo`.")
 
@@ -129,7 +136,7 @@ def promote(
     by: _By = "",
     note: _Note = "",
     faces: Annotated[
-        str, typer.Option("--faces", metavar="reject|largest", help="Of a picture with several faces.")
+        str, typer.Option("--faces", metavar="reject|largest|all", help="Of a picture with several faces.")
     ] = "",
 ) -> None:
     """Put models in force. A single model takes the place of its kind in the current bundle."""
@@ -155,14 +162,15 @@ def promote(
                 raise ContractError(
                     "there is no bundle that this model could join",
                     found=found["kind"],
-                    todo="promote a whole bundle first: `sdflow models promote embedded --by NAME`",
+                    todo="promote a whole bundle first: `sdflow models assemble` makes one of your own, "
+                    "`sdflow models promote embedded --by NAME` takes the embedded one",
                 )
             bundle = joined(current, found)
             if found["kind"] != "editor":  # what an editor fits is its card's encoder: `joined` has looked
                 check_bundle(ModelStore(store), bundle)
     if faces:
-        if faces not in ("reject", "largest"):
-            raise ContractError("faces of a picture", expected="reject or largest", found=faces)
+        if faces not in ("reject", "largest", "all"):
+            raise ContractError("faces of a picture", expected="reject, largest or all", found=faces)
         bundle = bundle.model_copy(update={"faces": faces})
     entry = bundles.promote(bundle, by, note)
     _announce(now, entry)

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import typer
 
     from sdflow_core.records.store import Store
 
-__all__ = ["Progress", "State", "progress", "result", "say", "state", "table"]
+__all__ = ["Progress", "State", "in_words", "progress", "result", "say", "state", "table"]
 
 QUIET_SECONDS = 2.0
 
@@ -83,6 +83,24 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     with console.capture() as capture:
         console.print(drawn)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()), flush=True)
+
+
+def in_words(value: object) -> str:
+    """A value for a cell: names with what they have, one entry of a list a line, nothing of Python's.
+
+    Example:
+        >>> in_words({"smiling": {"n": 6, "tries": None}, "young": {"n": 1}})
+        'smiling (n: 6, tries: -), young (n: 1)'
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        pairs = cast(Mapping[object, object], value).items()
+        parts = [(name, in_words(inner), isinstance(inner, Mapping)) for name, inner in pairs]
+        return ", ".join(f"{name} ({said})" if deep else f"{name}: {said}" for name, said, deep in parts)
+    if isinstance(value, list | tuple):
+        return "\n".join(in_words(entry) for entry in cast(list[object], value))
+    return str(value)
 
 
 class Progress:

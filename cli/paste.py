@@ -68,7 +68,7 @@ def paste(
     found: list[Any] = []
 
     def check(store: Store) -> None:
-        from tasks.paste_back import paste_config
+        from tasks.paste_settings import paste_config
 
         paste_config(config)
         if out is not None:

@@ -13,7 +13,7 @@ import typer
 
 from cli import checks
 from cli.fetch import hint
-from cli.output import State, progress, result, state, table
+from cli.output import State, in_words, progress, result, state, table
 from sdflow_core.faces.qualities import check_quality
 
 if TYPE_CHECKING:
@@ -84,11 +84,7 @@ def _peak_mb() -> int:
 
 def show_facts(title: str, facts: dict[str, Any]) -> Callable[[], None]:
     def show() -> None:
-        rows = [
-            (k, v if not isinstance(v, dict) else ", ".join(f"{a}: {b}" for a, b in v.items()))
-            for k, v in facts.items()
-        ]
-        table(title, ("what", "found"), rows)
+        table(title, ("what", "found"), [(name, in_words(value)) for name, value in facts.items()])
 
     return show
 
@@ -337,7 +333,10 @@ def _show_edit(dataset: str, facts: dict[str, Any]) -> None:
             f"sdflow decide {facts['edit_run']} --approve all|ID --reject ID --by NAME"
         )
     else:
-        print("Nothing waits for a decision: `sdflow why EDIT_ID` tells why an edit was held or dropped.")
+        print(
+            "Nothing waits for a decision: `sdflow why FILE` names the edits that were made of a picture, "
+            "`sdflow why EDIT_ID` tells why one was held or dropped."
+        )
 
 
 def _say_how_to_look(facts: dict[str, Any]) -> None:

@@ -250,7 +250,7 @@ def _editors_compared(run: StepRun, plan: RefreshPlan, editor: str, policy: Refr
     new, old = networks_of(store, plan.new), load_bundle(store, plan.old)
     points = _usual_points(run, new.bundle)
     rng = torch.Generator().manual_seed(HELD_SEED)
-    codes = new.prior.sample(policy.editor_rows, rng, truncation=HELD_TRUNCATION)
+    codes = new.people(policy.editor_rows, rng, HELD_TRUNCATION)
     people = to_uint8(new.render(codes))
     where = np.repeat(points[None], len(people), axis=0)
     figures = {"old": None, "new": edit_figures(new, editor_of(store, editor), people, where)}

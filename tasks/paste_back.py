@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,11 @@ from sdflow_core.records.tables import Table, base_schema
 from sdflow_core.records.withholding import CONSENT_COLUMNS, refusal
 from tasks import recipes
 from tasks.consented import today
+from tasks.paste_settings import paste_config
 from tasks.runtime import store_at
 from tasks.step import Job, StepRun, step
 
-if TYPE_CHECKING:
-    from sdflow_core.faces.paste_back import PasteConfig
+__all__ = ["paste_body", "paste_config", "paste_edits"]
 
 _SCHEMA = pa.schema(
     [
@@ -41,26 +41,6 @@ _EDIT = (
     *("row_key", "status", "reason", "inputs", "source_id", "image_id", "face_id", "request"),
     *("before", "output", "pixel_sha256"),
 )
-
-
-def paste_config(config: dict[str, Any] | None) -> PasteConfig:
-    """How edits are pasted, from plain values; the defaults when there are none.
-
-    Raises:
-        ContractError: An option or a value that there is not; names it.
-    """
-    from pydantic import ValidationError
-
-    from sdflow_core.faces.paste_back import PasteConfig
-
-    try:
-        return PasteConfig.model_validate(config or {})
-    except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        name = ".".join(map(str, wrong["loc"]))
-        raise ContractError(
-            f"how to paste: {name}", expected=wrong["msg"], found=wrong["input"], todo="change this option"
-        ) from None
 
 
 def paste_body(job: Job, edit_ids: Sequence[str], config: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -197,7 +177,10 @@ def _edits(run: StepRun, edit_ids: Sequence[str]) -> list[dict[str, Any]]:
         raise ContractError(
             "edits that are pasted together",
             expected="edits of different faces of one photograph",
-            found=sorted(f"{edit['source_id'][:12]} {edit['face_id'][-4:]}" for edit in edits),
+            found=", ".join(
+                f"face {edit['face_id'].rpartition('#')[2]} of {edit['source_id'][:12]}" for edit in edits
+            ),
+            todo="give one edit of each face; `sdflow audit EDIT_ID` names the photograph",
         )
     return edits
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
-from sdflow_core.records.errors import ContractError, NotFoundError
+from sdflow_core.records.addresses import checked_address
+from sdflow_core.records.errors import ContractError, NotFoundError, SDFlowError
 from sdflow_core.records.store import open_store
 
 __all__ = ["LIMIT_BYTES", "public_address", "weight_file"]
@@ -37,9 +38,15 @@ def weight_file(
         NotFoundError: There is no such file.
         ContractError: Another scheme, more than 8 GiB, another digest, or a server that refuses.
     """
+    if not uri.startswith(("https://", "http://")):  # of these, `public_address` is all that is kept
+        checked_address(uri, "weight file")
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         path = Path(rest if separator else uri).expanduser()
+        if path.is_dir():
+            raise ContractError(
+                "a weight file is wanted", found="a folder", where=str(path), todo="name one file in it"
+            )
         if not path.is_file():
             raise NotFoundError("there is no such weight file", where=str(path))
         with path.open("rb") as stream:
@@ -66,7 +73,12 @@ def weight_file(
         with path.open("wb") as out:
             found = _written(pieces, out, uri, progress)
         _check(sha256, found, uri)
-        yield path
+        try:
+            yield path
+        except SDFlowError as error:
+            if error.where == str(path):  # the reader knows the address, and the copy is gone
+                error.where = public_address(uri)
+            raise
 
 
 def public_address(uri: str) -> str:

@@ -191,6 +191,23 @@ class Networks:
             return None
         return self.prior.mean
 
+    def people(self, count: int, rng: torch.Generator, truncation: float) -> Tensor:
+        """Codes of people who do not exist, [count, L, D]: of the prior, else of the generator's own mapping.
+
+        Args:
+            count: How many.
+            rng: CPU generator; the same state gives the same codes.
+            truncation: 0 gives the mean, 1 the full spread.
+
+        Raises:
+            ContractError: The bundle has no prior and its generator no mapping network.
+        """
+        if self.bundle.prior is not None or self.generator.mapping is None:
+            return self.prior.sample(count, rng, truncation=truncation)
+        z = torch.randn(count, self.generator.config.style_dim, generator=rng)
+        with torch.no_grad():
+            return self.generator.map(z.to(self.device), truncation=truncation).cpu()
+
     def render(self, w_plus: Tensor) -> Tensor:
         """w+ [N, L, D] -> images [N, 3, H, W] clamped to [-1, 1], as a picture file would hold them."""
         return self.batched("generator", self.generator.synthesize, w_plus).clamp(-1.0, 1.0)

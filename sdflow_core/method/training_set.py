@@ -112,7 +112,7 @@ def make_training_set(networks: Networks, codes: Tensor, config: EditorTraining)
     rng = torch.Generator().manual_seed(config.prior_seed)
     parts = [codes]
     if config.prior_samples:
-        parts.append(networks.prior.sample(config.prior_samples, rng, truncation=config.prior_truncation))
+        parts.append(networks.people(config.prior_samples, rng, config.prior_truncation))
     everything = torch.cat(parts)
     pictures: list[Tensor] = []
     scores: list[Tensor] = []

@@ -51,6 +51,10 @@ def assembled(
     embedded = install_embedded(models.store)
     places = {place: getattr(embedded, place) for place in ("labeller", "judge", "identity", "detector")}
     places |= {place: digest for place, digest in chosen.items() if digest}
+    if template_scale is not None and not 0 < template_scale < float("inf"):
+        raise ContractError(
+            "scale of the crops", expected="a number above 0; 1 is FFHQ's square", found=template_scale
+        )
     scale = template_scale or float(models.card(places["encoder"]).get("template_scale") or 1.0)
     for place in ("labeller", "judge"):
         places[place] = looking_at(models, places[place], scale)
@@ -98,6 +102,10 @@ def check_bundle(models: ModelStore, bundle: Bundle) -> None:
             for other codes or attributes.
         NotFoundError: A model that is not in the store.
     """
+    for place in ("identity", "detector"):  # they may be files of other makers: their cards say what they are
+        digest = getattr(bundle, place)
+        if digest is not None and (kind := models.card(digest)["kind"]) != place:
+            raise ContractError(f"model kind of the {place}", expected=place, found=kind, todo=_LOOK_AT_CARDS)
     headers: dict[str, Any] = {}
     for place in ("generator", "encoder", "labeller", "judge", "prior"):
         digest = getattr(bundle, place)
@@ -150,7 +158,7 @@ def check_bundle(models: ModelStore, bundle: Bundle) -> None:
                 f"attributes of the {place}",
                 expected=", ".join(bundle.attributes),
                 found=", ".join(known),
-                todo=_LOOK_AT_CARDS,
+                todo="assemble both of the same attributes, in one order: --labeller D --judge D",
             )
     if bundle.editor is not None:
         _check_editor(models.card(bundle.editor), bundle, wanted)
@@ -166,7 +174,12 @@ def _check_editor(card: Mapping[str, Any], bundle: Bundle, wanted: tuple[int, in
         )
     shape = card.get("rows", wanted[0]), card.get("style_dim", wanted[1])
     if shape != wanted:
-        raise ContractError("editor and generator do not fit", expected=wanted, found=shape)
+        raise ContractError(
+            "editor and generator do not fit",
+            expected=f"an editor for {wanted[0]} rows of {wanted[1]}, as the generator has",
+            found=f"{shape[0]} rows of {shape[1]}",
+            todo="import or train it for this encoder",
+        )
     unknown = [name for name in card.get("attributes") or () if name not in bundle.attributes]
     if unknown:
         raise ContractError(

@@ -71,7 +71,9 @@ def recognise(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Descri
     flavour = _FLAVOURS.get(str(opts.get("encoder_type")))
     notes = list(_notes(tensors, plain, sizes))
     if flavour is None:
-        notes.append("e4e and pSp have the same tensors, and the options do not say which this is: say it")
+        notes.append(
+            "e4e and pSp have the same tensors, and the options do not say which: say it with --flavour"
+        )
     family = flavour or "e4e or psp"
     return Described(
         kind="encoder",
@@ -186,7 +188,8 @@ def mean_w_of(
             + (": its options say that it starts from one" if starts else ""),
             found="none in the file",
             where=where,
-            todo="give `mean_w`: the mean w of its generator, or zeros if it was trained without one",
+            todo="add the mean w of its generator to the file as `latent_avg` (zeros if it was trained "
+            "without one), or give it in Python: `load_encoder(file, mean_w=...)`",
         )
     return mean_w_rows(mean, rows, dim, where)
 
@@ -256,7 +259,7 @@ def _choose(plain: Mapping[str, Any], flavour: Flavour | None, where: str) -> Fl
             expected=f"opts.encoder_type, one of {', '.join(_FLAVOURS)}",
             found="no encoder_type" if said is None else said,
             where=where,
-            todo="say which it is: flavour e4e or psp",
+            todo="say which it is: --flavour e4e or psp",
         )
     return chosen
 

@@ -208,6 +208,16 @@ def _recognised(file: WeightFile) -> tuple[str, Described]:
         described = _module(family).recognise(tensors, plain)
         if described is not None:
             return family, described
+    own = plain.get("__metadata__")
+    if isinstance(own, Mapping) and "sdflow" in own:
+        raise ContractError(
+            "a model of this project, converted already",
+            expected="a weight file of another project",
+            found="safetensors with a header of this project",
+            where=file.path,
+            todo="it stands in `sdflow models list` of its store; `sdflow models promote embedded` puts the "
+            "embedded models in force",
+        )
     raise ContractError(
         "a weight file of no known family",
         expected="a generator, encoder, identity network, attribute classifier, flow, semantic encoder or "

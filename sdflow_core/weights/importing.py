@@ -16,8 +16,11 @@ from sdflow_core.records.errors import ContractError
 from sdflow_core.weights import direction_files
 from sdflow_core.weights.front import Opened
 from sdflow_core.weights.model_store import ModelStore
+from sdflow_core.weights.sdflow_files import RELEASED_ATTRIBUTES
 
 __all__ = ["Converted", "Options", "converted"]
+
+_LOOK_AT_FILE = "see `sdflow models inspect FILE` and `sdflow models show DIGEST` for what each is"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Options:
         labeller: Digest of the network that scores the attributes of an editor; of a flow, its own semantic
             encoder.
         iterations: Passes of a ReStyle encoder.
+        components: Which of GANSpace's components, one for each name; the first ones if none are named.
     """
 
     flavour: Any = None
@@ -38,6 +42,7 @@ class Options:
     encoder: str | None = None
     labeller: str | None = None
     iterations: int = 5
+    components: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def converted(
         "architecture": described.family,
         "parameters": described.parameters,
         "licence": described.licence or "not known: ask where the file is from",
-        "notes": " ".join([*described.notes, notes]).strip(),
+        "notes": "; ".join(filter(None, (*described.notes, notes.strip()))),
     }
     make = {
         "generator": _generator,
@@ -191,7 +196,35 @@ def _directions(
             where=where,
             todo="--encoder DIGEST --labeller DIGEST --attributes smiling (or use the Python API)",
         )
-    rows, _ = _rows_of(models, options.encoder)
+    rows, dim = _rows_of(models, options.encoder)
+    width, components = opened.described.style_dim, None
+    if width != dim:
+        raise ContractError(
+            "directions for another generator",
+            expected=f"directions of width {dim}, as the codes of the encoder have",
+            found=f"width {width}",
+            where=where,
+            todo=_LOOK_AT_FILE,
+        )
+    if opened.described.family == "ganspace":
+        components = options.components or tuple(range(len(options.attributes)))
+    elif options.components:
+        raise ContractError(
+            "components of a file that has none",
+            expected="GANSpace's comp, mean and std",
+            found=", ".join(list(opened.tensors)[:8]),
+            where=where,
+            todo="leave out --components",
+        )
+    count = opened.described.attributes if components is None else len(components)
+    if count != len(options.attributes):
+        raise ContractError(
+            "names of directions",
+            expected=f"{count} names, one for each direction, in order",
+            found=", ".join(options.attributes),
+            where=where,
+            todo="name all of them with --attributes A,B",
+        )
     semantic = SemanticEncoder(_scorer(models, options.labeller).only(options.attributes))
     editor = direction_files.load(
         opened.tensors,
@@ -199,6 +232,7 @@ def _directions(
         rows=rows,
         encoder_digest=options.encoder,
         names=options.attributes,
+        components=components,
         semantic_encoder=semantic,
         where=where,
     )
@@ -213,19 +247,28 @@ def _editor_of(editor: Any, encoder: str, card: dict[str, Any]) -> Converted:
 
 
 def _named(options: Options, count: int | None, where: str) -> None:
-    """Refuse unless there is a name for each of `count` outputs."""
-    if count is not None and len(options.attributes) != count:
+    """Refuse unless there is a name of its own for each of `count` outputs."""
+    given = options.attributes
+    if len(set(given)) != len(given) or (count is not None and len(given) != count):
+        released = f"; of the published one: --attributes {','.join(RELEASED_ATTRIBUTES)}"
         raise ContractError(
             "names of the scores",
-            expected=f"{count} names, in the order of the training: no file holds them",
-            found=f"{len(options.attributes)}: {', '.join(options.attributes)}",
+            expected=f"{count} names, each once, in the order of the training: no file holds them",
+            found=", ".join(given) or "none",
             where=where,
-            todo="--attributes eyeglasses,male,smiling",
+            todo="name them with --attributes A,B" + (released if count == len(RELEASED_ATTRIBUTES) else ""),
         )
 
 
 def _rows_of(models: ModelStore, digest: str) -> tuple[int, int]:
     card = models.card(digest)
+    if card["kind"] != "encoder":
+        raise ContractError(
+            "the encoder of an editor",
+            expected="a model of the kind encoder",
+            found=f"{card['kind']} {digest[:12]}",
+            todo="see `sdflow models list`",
+        )
     if "rows" in card and "style_dim" in card:
         return int(card["rows"]), int(card["style_dim"])
     config = load_model(models.weights(digest), expect="encoder").config

@@ -119,14 +119,17 @@ class PickleReader:
         except (IndexError, KeyError, struct.error, UnicodeDecodeError, OverflowError) as error:
             self.refuse(f"the pickle is damaged at byte {self.at} ({type(error).__name__})", error)
 
-    def refuse(self, reason: str, cause: BaseException | None = None) -> NoReturn:
+    def refuse(self, reason: str, cause: BaseException | None = None, *, todo: str | None = None) -> NoReturn:
         """End the reading."""
-        raise refused(self.budget.where, reason) from cause
+        raise refused(self.budget.where, reason, todo=todo) from cause
 
     def take(self, size: int) -> memoryview:
         """The next bytes, not copied."""
         if size > len(self.data) - self.at:
-            self.refuse(f"the pickle declares {size} bytes where {len(self.data) - self.at} are left")
+            self.refuse(
+                f"the pickle declares {size} bytes where {len(self.data) - self.at} are left",
+                todo="fetch the file again if it should be sound: it may be truncated",
+            )
         self.at += size
         return self.data[self.at - size : self.at]
 

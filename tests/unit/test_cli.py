@@ -48,6 +48,20 @@ def test_importing_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_a_paste_is_checked_before_prefect_takes_its_settings(tmp_path: Path) -> None:
+    """Imported too early it starts a server of its own, and its log and tracebacks reach the screen."""
+    words = ["--store", str(tmp_path / "store"), "paste", "0" * 64]
+    code = f"import sys, cli.main; print(cli.main.app({words}), 'prefect' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "2 False", done.stderr
+
+
 def test_from_decision_to_audit(
     made: Edited, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,3 +234,11 @@ def test_progress_is_silent_outside_a_terminal(capsys: pytest.CaptureFixture[str
         bar.advance()
     assert bar.done == 3
     assert capsys.readouterr() == ("", "")
+
+
+def test_cells_of_tables_are_words() -> None:
+    from cli.output import in_words
+
+    found = in_words({"smiling": {"n": 6, "tries": None}, "young": {"n": 1}})
+    assert found == "smiling (n: 6, tries: -), young (n: 1)"
+    assert in_words(["a.png", "b.png"]) == "a.png\nb.png" and in_words({"gated": 6}) == "gated: 6"

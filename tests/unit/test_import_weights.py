@@ -24,6 +24,7 @@ from sdflow_core.records.errors import ContractError
 from sdflow_core.records.store import LocalStore, open_store
 from sdflow_core.weights.assembling import assembled, check_bundle
 from sdflow_core.weights.embedded import install_embedded
+from sdflow_core.weights.front import inspect
 from sdflow_core.weights.model_store import ModelStore
 from sdflow_core.weights.sdflow_files import write_flow
 from sdflow_core.weights.sets import find_sets
@@ -250,6 +251,9 @@ def test_over_the_web_only_what_was_asked_for(web: str, folder: Path) -> None:
     with weight_file(f"{web}/net.pt", right) as path:
         assert path.read_bytes() == b"weights"
     assert not path.exists()
+    with pytest.raises(ContractError) as refused, weight_file(f"{web}/net.pt?key=secret", right) as path:
+        inspect(path)
+    assert f"Where: {web}/net.pt." in str(refused.value)
     for uri, sha256, words in (
         (f"{web}/net.pt", None, "unprotected"),
         (f"{web}/net.pt", "0" * 64, "another file"),
