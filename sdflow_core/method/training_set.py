@@ -11,11 +11,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sdflow_core.faces.networks import Networks, to_uint8
+from sdflow_core.faces.scoring import sized
 from sdflow_core.method.training_config import TrainingConfig, paper_training
 from sdflow_core.records.config import Config
 from sdflow_core.records.errors import ContractError
 
 CONFIGS = ("default", "paper")
+# larger renderings are kept at this size for the rest of the training: 5,000 people at 1024 px would be
+# 15 GB, and no network that scores or recognises faces looks at more
+KEPT_SIDE_PX = 256
+_CHUNK, _LARGE_CHUNK = 512, 32
 USUAL_ATTRIBUTES = ("smiling", "young", "male", "eyeglasses")
 
 
@@ -98,8 +103,8 @@ class TrainingSet:
     """Codes, what they render to, and the labeller's scores of that, row by row."""
 
     codes: Tensor  # [N, L, D]
-    images: Tensor  # uint8 [N, 3, H, W]
-    scores: Tensor  # [N, A] in [0, 1], of the attributes to edit
+    images: Tensor  # uint8 [N, 3, S, S], S the bundle's resolution and at most KEPT_SIDE_PX
+    scores: Tensor  # [N, A] in [0, 1], of the attributes to edit, read at full resolution
 
 
 def make_training_set(networks: Networks, codes: Tensor, config: EditorTraining) -> TrainingSet:
@@ -114,12 +119,15 @@ def make_training_set(networks: Networks, codes: Tensor, config: EditorTraining)
     if config.prior_samples:
         parts.append(networks.people(config.prior_samples, rng, config.prior_truncation))
     everything = torch.cat(parts)
-    pictures: list[Tensor] = []
+    resolution = networks.bundle.resolution
+    side = min(resolution, KEPT_SIDE_PX)
+    # float pictures of all rows never lie in memory at once
+    chunk = _CHUNK if resolution <= KEPT_SIDE_PX else _LARGE_CHUNK
+    pictures = torch.empty(len(everything), 3, side, side, dtype=torch.uint8)
     scores: list[Tensor] = []
-    for start in range(
-        0, len(everything), 512
-    ):  # so that float images of all rows never lie in memory at once
-        images = networks.render(everything[start : start + 512])
+    for start in range(0, len(everything), chunk):
+        images = networks.render(everything[start : start + chunk])
         scores.append(networks.scores(images)[:, index])
-        pictures.append(torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).contiguous())
-    return TrainingSet(everything, torch.cat(pictures), torch.cat(scores))
+        kept = to_uint8(sized(images, side))
+        pictures[start : start + chunk] = torch.from_numpy(kept).permute(0, 3, 1, 2)
+    return TrainingSet(everything, pictures, torch.cat(scores))
