@@ -14,6 +14,8 @@ from torch import Tensor
 
 from benchmarks.editors.material import Material
 from benchmarks.editors.options import PUBLISHED_SOLVERS, named
+from sdflow_core.method.code_source import TensorSource
+from sdflow_core.method.code_survey import survey
 from sdflow_core.method.edit_map import EditMapConfig
 from sdflow_core.method.editing import FlowEditConfig, FlowEditor, LinearEditor, MapEditor, load_editor
 from sdflow_core.method.editor import Editor
@@ -155,16 +157,19 @@ def our_map(material: Material, seed: int) -> MapEditor:
 
 def _map_without(term: str) -> Callable[[Material, int, StateFile], Editor]:
     def train(material: Material, seed: int, state: StateFile) -> Editor:
-        ours, data = our_map(material, seed), material.training
+        ours = our_map(material, seed)
         flow: PrincipalFlow = ours.flow
+        # on the same codes as the row it is compared with
+        found = survey(TensorSource(material.training.codes, _scores(material)))
         training = MapTraining(
             flow,
-            data.codes,
-            _scores(material),
+            found.sample_codes,
+            found.sample_scores,
             _witness(material),
             EditMapConfig.model_validate({term: 0.0}),
             material.options.budget.flow_steps,
             seed,
+            stride=found.stride,
         )
         say = _said(material, f"map without {term}")
         learned = training.run(lambda losses: say(training.step, training.total, losses))
