@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Series", "panels"]
+__all__ = ["Series", "panels", "round_ticks"]
 
 _PAPER, _INK, _SOFT, _RULE = "#ffffff", "#1b1f24", "#6b7280", "#d9dde3"
 # told apart without colour vision too, by their order of lightness
@@ -91,13 +91,14 @@ def _panel(
             box[3] - (y - low_y) / (high_y - low_y) * (box[3] - box[1]),
         )
 
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = low_y + share * (high_y - low_y)
+    for value in round_ticks(low_y, high_y):
         y = place(low_x, value)[1]
         draw.line([(box[0], y), (box[2], y)], fill=_RULE)
-        _write(draw, (box[0] - 6, round(y)), f"{value:.3g}", 12, _SOFT, "rm")
-        value = low_x + share * (high_x - low_x)
-        _write(draw, (round(place(value, low_y)[0]), box[3] + 4), f"{value:.3g}", 12, _SOFT, "ma")
+        _write(draw, (box[0] - 6, round(y)), f"{value:g}", 12, _SOFT, "rm")
+    for value in round_ticks(low_x, high_x):
+        x = round(place(value, low_y)[0])
+        draw.line([(x, box[3]), (x, box[3] + 3)], fill=_RULE)
+        _write(draw, (x, box[3] + 4), f"{value:g}", 12, _SOFT, "ma")
     _write(draw, ((box[0] + box[2]) // 2, box[3] + 18), x_label, 12, _SOFT, "ma")
     for series, (xs, ys) in chart.items():
         run: list[tuple[float, float]] = []
@@ -121,6 +122,14 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = (high - low) * 0.04 or abs(high) * 0.05 or 0.5
     return low - room, high + room
+
+
+def round_ticks(low: float, high: float, about: int = 8) -> list[float]:
+    """Round numbers in [low, high], 1, 2 or 5 times a power of ten apart, at most `about` steps."""
+    power = 10.0 ** math.floor(math.log10((high - low) / about))
+    step = next(power * k for k in (1, 2, 5, 10) if power * k * about >= high - low)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
 
 
 def _write(

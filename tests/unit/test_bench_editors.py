@@ -27,7 +27,7 @@ from benchmarks.editors.report import compared, draw, print_all
 from benchmarks.editors.rows import ROWS
 from sdflow_core.method.editing import LinearEditor
 from sdflow_core.method.matched import at_level, curves, described, leakage, linearity
-from sdflow_core.method.plots import panels
+from sdflow_core.method.plots import panels, round_ticks
 from sdflow_core.method.semantic_encoder import SemanticEncoder
 from sdflow_core.method.sweeping import Observer, Sweep, find_strengths, join_sweeps, sweep
 from sdflow_core.records.errors import ContractError
@@ -220,6 +220,20 @@ def test_rows_are_chosen_by_group_or_name() -> None:
     assert [row.name for row in chosen("linear, projected")] == ["linear, projected"]
     with pytest.raises(KeyError):
         chosen("best")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.02, 1.04, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.038, 0.94, [0.2, 0.4, 0.6, 0.8]),
+        (-3e-4, 1.2e-3, [-0.0002, 0.0, 0.0002, 0.0004, 0.0006, 0.0008, 0.001, 0.0012]),
+        (-110.0, 420.0, [-100.0, 0.0, 100.0, 200.0, 300.0, 400.0]),
+        (7.0, 7.5, [7.0, 7.1, 7.2, 7.3, 7.4, 7.5]),
+    ],
+)
+def test_axes_are_labelled_by_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert round_ticks(low, high) == expected
 
 
 def test_plots_are_pictures() -> None:
