@@ -119,7 +119,13 @@ def load(
     """
     refused = _refused(tensors)
     if refused is not None:
-        raise ContractError(_REFUSED[refused], expected="e4e, pSp or ReStyle", found=refused, where=where)
+        raise ContractError(
+            _REFUSED[refused],
+            expected="e4e, pSp or ReStyle",
+            found=refused,
+            where=where,
+            todo="import an e4e, pSp or ReStyle encoder that was trained for the same generator",
+        )
     inner = _encoder_tensors(tensors)
     sizes = _sizes(inner)
     if sizes is None:

@@ -105,7 +105,13 @@ def load(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], *, where: str 
             tensor that is missing, unexpected, of another shape or not finite.
     """
     if _is_stylegan3(tensors):
-        raise ContractError(_STYLEGAN3, expected="a StyleGAN2 generator", found="StyleGAN3", where=where)
+        raise ContractError(
+            _STYLEGAN3,
+            expected="a StyleGAN2 generator",
+            found="StyleGAN3",
+            where=where,
+            todo="import a StyleGAN2 generator of such pictures; NVIDIA publishes them beside these",
+        )
     tensors = in_torch_names(tensors)
     if "mapping.embed.weight" in tensors:
         raise ContractError(
