@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,7 @@ from cli.output import progress, result, state
 if TYPE_CHECKING:
     from sdflow_core.records.store import Store
 
-__all__ = ["hint", "register"]
+__all__ = ["hint", "register", "written_beside"]
 
 _SHOWN = 20
 _RUN = re.compile(r"[0-9a-f]{4,12}")
@@ -72,6 +74,26 @@ def fetch(
     result(now, document, "\n".join([*files[:_SHOWN], *more]))
 
 
+@contextmanager
+def written_beside(path: Path, data: bytes) -> Generator[Path]:
+    """A whole file for its owner alone, beside the place where it is to be moved or linked to.
+
+    Whatever happens, nothing is left of it under its own name. Missing folders are made.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 # -- inside
 
 
@@ -126,15 +148,8 @@ def _written(path: Path, data: bytes, replace: bool) -> Path:
                 where=path,
                 todo="fetch --to another folder, or --replace it",
             )
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{uuid.uuid4().hex}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+        with written_beside(path, data) as temporary:
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ContractError("a file cannot be written here", found=error.strerror, where=path) from error
     return path

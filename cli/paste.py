@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.fetch import hint
+from cli.fetch import hint, written_beside
 from cli.output import result, state, table
 
 if TYPE_CHECKING:
@@ -141,7 +141,6 @@ def _check_new(store: Store, out: Path) -> None:
 def _copied(store: Store, facts: dict[str, Any], out: Path) -> str:
     """Writes the copy, readable by its owner alone, all of it or nothing; never over another file."""
     import os
-    import uuid
 
     from sdflow_core.records.errors import ApprovalError, ContractError
     from sdflow_core.records.keys import sha256_hex
@@ -155,16 +154,9 @@ def _copied(store: Store, facts: dict[str, Any], out: Path) -> str:
             where=facts["picture"],
             todo="restore the file from a backup, or delete it and paste again",
         )
-    temporary = out.with_name(f".{uuid.uuid4().hex}")
     try:
-        out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+        with written_beside(out, data) as temporary:
             os.link(temporary, out)  # fails where somebody made the file meanwhile; a rename would not
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ContractError(
             "the copy cannot be written; the photograph itself is in the store",

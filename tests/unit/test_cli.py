@@ -35,9 +35,8 @@ def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str
     return code, json.loads(out.splitlines()[-1]), err
 
 
-def test_importing_loads_nothing_heavy() -> None:
-    heavy = ("torch", "prefect", "pandas", "pyarrow", "numpy")
-    code = f"import sys, cli.main, cli.output; print([name for name in {heavy} if name in sys.modules])"
+def _in_a_process(code: str) -> str:
+    """What a fresh process prints that runs this code from the root of the repository."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -45,21 +44,20 @@ def test_importing_loads_nothing_heavy() -> None:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == "[]", done.stderr
+    return done.stdout.strip() or done.stderr
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    heavy = ("torch", "prefect", "pandas", "pyarrow", "numpy")
+    code = f"import sys, cli.main, cli.output; print([name for name in {heavy} if name in sys.modules])"
+    assert _in_a_process(code) == "[]"
 
 
 def test_a_paste_is_checked_before_prefect_takes_its_settings(tmp_path: Path) -> None:
     """Imported too early it starts a server of its own, and its log and tracebacks reach the screen."""
     words = ["--store", str(tmp_path / "store"), "paste", "0" * 64]
     code = f"import sys, cli.main; print(cli.main.app({words}), 'prefect' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "2 False", done.stderr
+    assert _in_a_process(code) == "2 False"
 
 
 def test_from_decision_to_audit(
